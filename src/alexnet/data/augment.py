@@ -1,0 +1,131 @@
+"""What happens to pictures on the device: crop, mirror image, colour noise, mean subtraction and the ten views."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TEN_VIEWS = 10
+
+
+class Augment:
+    """The paper's augmentation (§4.1) of uint8 batches, on whatever device they lie.
+
+    What a picture gets depends on (seed, epoch, its id) alone, so every number of devices and a resumed run see the
+    same pictures.
+
+    Arguments:
+        mean: (size, size, 3) float32 mean image of the training set, 0-255.
+        color_std, color_vectors: (3,) and (3, 3) principal components of its RGB values, 0-255; vectors in columns.
+        seed: of all draws.
+        crop: height and width that the net sees; the training set's pictures are at least as large.
+        mirror: half of the training pictures are mirrored.
+        color_noise: the coefficient c; 0 turns it off.
+        convention: `source` adds c · Σ z·s·p per picture with s the standard deviations, divides by 1 + c in
+            training, and subtracts the centre of the mean image from any crop. `paper` has the eigenvalues s² (on the
+            0-1 scale, as everyone since) in place of s, no division, and the mean image cropped like the picture.
+        scale: multiplies the result; 1 keeps 0-255, as in 2012.
+    """
+
+    def __init__(
+        self,
+        mean: np.ndarray,
+        color_std: np.ndarray,
+        color_vectors: np.ndarray,
+        seed: int = 0,
+        *,
+        crop: int = 224,
+        mirror: bool = True,
+        color_noise: float = 0.1,
+        convention: str = "source",
+        scale: float = 1.0,
+    ):
+        size = mean.shape[0]
+        if convention not in ("source", "paper"):
+            raise ValueError(f"augment.convention={convention} is not known; choose one of source, paper")
+        if not 0 < crop <= size:
+            raise ValueError(f"augment.crop={crop} must lie in 1..{size}, the size of the store's pictures")
+        if color_noise < 0:
+            raise ValueError(f"augment.color_noise={color_noise} must not be negative")
+        std = np.asarray(color_std, np.float32)
+        spread = std if convention == "source" else std**2 / 255  # eigenvalue on the 0-1 scale, shown on 0-255
+        self.mean = torch.from_numpy(np.ascontiguousarray(mean, np.float32))
+        self.color = torch.from_numpy(np.asarray(color_vectors, np.float32) * spread).T.contiguous()
+        self.seed, self.crop, self.border = seed, crop, size - crop
+        self.mirror, self.color_noise, self.convention, self.scale = mirror, color_noise, convention, scale
+
+    def train(self, pictures: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
+        draws = keyed_uniform(self.seed, epoch, ids, 9)
+        offsets = (draws[:, :2] * (self.border + 1)).long()
+        patches, means = self._patches(pictures, offsets[:, 0], offsets[:, 1])
+        x = patches - means
+        if self.mirror:
+            x = torch.where((draws[:, 2] < 0.5)[:, None, None, None], x.flip(2), x)
+        if self.color_noise:
+            shift = self.color_noise * normal(draws[:, 3:]) @ self.color.to(x.device)
+            x = x + shift[:, None, None, :]
+            if self.convention == "source":
+                x = x / (1 + self.color_noise)
+        return self._finish(x)
+
+    def center(self, pictures: Tensor) -> Tensor:
+        """(n, size, size, 3) uint8 to its centre crops, (n, 3, crop, crop) float32."""
+        middle = torch.full((len(pictures),), self.border // 2, device=pictures.device)
+        patches, means = self._patches(pictures, middle, middle)
+        return self._finish(patches - means)
+
+    def ten_views(self, pictures: Tensor) -> Tensor:
+        """(n, size, size, 3) uint8 to (n · 10, 3, crop, crop) float32, a picture's views side by side: the corners and
+        the centre, then their mirror images."""
+        far, mid = self.border, self.border // 2
+        places = torch.tensor([(0, 0), (0, far), (mid, mid), (far, 0), (far, far)], device=pictures.device)
+        y, x = places.repeat(len(pictures), 1).unbind(1)
+        patches, means = self._patches(pictures.repeat_interleave(len(places), 0), y, x)
+        views = (patches - means).unflatten(0, (-1, len(places)))
+        return self._finish(torch.cat([views, views.flip(3)], 1).flatten(0, 1))
+
+    def _patches(self, pictures: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The crops at (y, x) in float32, and the part of the mean image that each of them loses."""
+        rows = torch.arange(len(pictures), device=pictures.device)
+        patches = self._windows(pictures)[rows, y, x].float()
+        mean = self.mean.to(pictures.device)
+        if self.convention == "source":
+            middle = self.border // 2
+            return patches, mean[middle : middle + self.crop, middle : middle + self.crop]
+        return patches, self._windows(mean[None])[torch.zeros_like(rows), y, x]
+
+    def _windows(self, pictures: Tensor) -> Tensor:
+        """Every crop as a view: (n, border + 1, border + 1, crop, crop, 3), no bytes copied."""
+        n, row, column, channel = pictures.stride()
+        places = self.border + 1
+        shape = (len(pictures), places, places, self.crop, self.crop, 3)
+        return pictures.as_strided(shape, (n, row, column, row, column, channel))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """Channels second for the net; the memory stays channels-last."""
+        return (x if self.scale == 1 else x * self.scale).permute(0, 3, 1, 2)
+
+
+def keyed_uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
+    """(n, count) float32 in [0, 1), a hash of (seed, epoch, id, column): equal on every device and in every order."""
+    key = _mix(_mix(torch.tensor(seed & 0xFFFFFFFF, device=ids.device)) + epoch)
+    rows = _mix(key ^ ids.remainder(1 << 32))
+    columns = _mix(torch.arange(1, count + 1, device=ids.device) * 0x9E3779B9)
+    return (_mix(rows[:, None] ^ columns) >> 8) * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers that flips half of the bits for each changed one ("lowbias32", C. Wellons)."""
+    mask = 0xFFFFFFFF
+    x = x & mask
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
+    return x ^ (x >> 16)
+
+
+def normal(uniform: Tensor) -> Tensor:
+    """(n, 2k) uniform draws to (n, k) normal ones, by Box and Muller."""
+    first, second = uniform.chunk(2, 1)
+    return (-2 * torch.log1p(-first)).sqrt() * torch.cos(2 * math.pi * second)

@@ -1,0 +1,82 @@
+"""The LightningDataModule: a store, the loaders over its splits, and the augmentation on the device."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from alexnet.data import shapes
+from alexnet.data.augment import Augment
+from alexnet.data.loader import Batch, Loader, Order
+from alexnet.data.store import Store
+
+Images = tuple[Tensor, Tensor, Tensor]  # images (n, 3, crop, crop) float32, labels (n,) int64, weights (n,) float32
+
+
+class StoreData(L.LightningDataModule):
+    """Pictures of a prepared store (`prepare.py` makes one).
+
+    Arguments:
+        folder: the store.
+        batch_size: pictures a step, of all devices together.
+        threads: that read ahead, per process.
+        augment: builds the `Augment` from the store's statistics.
+        seed: of the order and the augmentation.
+    Raises FileNotFoundError or ValueError if the folder holds no whole store.
+    """
+
+    def __init__(self, folder: str, batch_size: int, threads: int, augment: Callable[..., Augment], seed: int):
+        super().__init__()
+        if batch_size < 1 or threads < 1:
+            raise ValueError(f"data.batch_size={batch_size} and data.threads={threads} must be at least 1")
+        self.folder, self.batch_size, self.threads, self.seed = Path(folder), batch_size, threads, seed
+        self.build_augment = augment
+        self.open()
+
+    def open(self) -> None:
+        self.store = Store(self.folder)
+        self.classes = self.store.classes
+        store = self.store
+        self.augment = self.build_augment(store.mean, store.color_std, store.color_vectors, self.seed)
+
+    def order(self, split: str, rank: int = 0, world_size: int = 1) -> Order:
+        pictures = len(self.store.splits[split])
+        return Order(pictures, self.batch_size, self.seed, rank, world_size, train=split == "train")
+
+    def loader(self, split: str) -> Loader:
+        """This rank's batches of `train` or `val`, as raw bytes."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        pin = torch.cuda.is_available()
+        return Loader(self.store.splits[split], self.order(split, rank, world_size), self.threads, pin)
+
+    def train_dataloader(self) -> Loader:
+        return self.loader("train")
+
+    def val_dataloader(self) -> Loader:
+        return self.loader("val")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Images:
+        """Bytes to what the net sees; runs on the device."""
+        assert self.trainer is not None
+        if self.trainer.training:
+            images = self.augment.train(batch.pictures, batch.ids, self.trainer.current_epoch)
+        else:
+            images = self.augment.center(batch.pictures)
+        return images, batch.labels, batch.weights
+
+
+class ShapesData(StoreData):
+    """The embedded picture set (`shapes.py`), rendered into `folder` when it is first needed.
+
+    Arguments beyond `StoreData`'s: the number of `train` and `val` pictures, and `set_seed`, which draws them.
+    """
+
+    def __init__(self, *, train: int, val: int, set_seed: int, **store: object):
+        self.sizes = {"seed": set_seed, "train": train, "val": val}
+        super().__init__(**store)  # type: ignore[arg-type]
+
+    def open(self) -> None:
+        shapes.make_store(self.folder, **self.sizes)
+        super().open()

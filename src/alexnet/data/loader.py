@@ -1,0 +1,110 @@
+"""From a store's split to batches of bytes: keyed order, exact shards, threads that copy into reused buffers."""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alexnet.data.store import Split
+
+
+class Batch(NamedTuple):
+    """pictures (n, size, size, 3) uint8; labels and ids (n,) int64; weights (n,) float32, 0 where a row is padding."""
+
+    pictures: Tensor
+    labels: Tensor
+    ids: Tensor
+    weights: Tensor
+
+
+class Order:
+    """Which pictures make batch i of an epoch, and which of them are this rank's.
+
+    In training the order is a permutation keyed by (seed, epoch) and an incomplete last batch is left out. In
+    validation every picture comes once, in the store's order, and the last batch is padded with rows of weight 0.
+    `batch_size` counts the pictures of all ranks together, so the batches are the same for every number of ranks.
+    """
+
+    def __init__(self, pictures: int, batch_size: int, seed: int, rank: int, world_size: int, train: bool):
+        if batch_size % world_size:
+            near = batch_size - batch_size % world_size
+            nearest = " or ".join(str(n) for n in (near, near + world_size) if n)
+            raise ValueError(
+                f"data.batch_size={batch_size} (of all devices together) does not divide by {world_size} devices: "
+                f"take {nearest}"
+            )
+        if train and pictures < batch_size:
+            raise ValueError(f"data.batch_size={batch_size} is larger than the training set of {pictures} pictures")
+        self.pictures, self.batch_size, self.seed, self.train, self.epoch = pictures, batch_size, seed, train, 0
+        share = batch_size // world_size
+        self.mine = slice(rank * share, (rank + 1) * share)
+        self.batches = pictures // batch_size if train else math.ceil(pictures / batch_size)
+
+    def set_epoch(self, epoch: int) -> None:  # Lightning calls it before each epoch
+        self.epoch = epoch
+
+    def batch_ids(self) -> list[np.ndarray]:
+        """This rank's picture numbers for each batch of the epoch; -1 is padding."""
+        order = np.arange(self.pictures)
+        if self.train:
+            order = np.random.Generator(np.random.Philox([self.seed, self.epoch])).permutation(self.pictures)
+        whole = np.full(self.batches * self.batch_size, -1)
+        whole[: self.pictures] = order[: len(whole)]
+        return list(whole.reshape(self.batches, self.batch_size)[:, self.mine])
+
+
+class Loader:
+    """Iterates the batches of one rank, read ahead by `threads` threads. Its state is one integer: the position in
+    the epoch, whose number Lightning keeps."""
+
+    def __init__(self, split: Split, order: Order, threads: int = 2, pin_memory: bool = False):
+        self.split, self.sampler, self.threads, self.pin_memory = split, order, threads, pin_memory
+        self.position = self.start = 0
+
+    def __len__(self) -> int:
+        return self.sampler.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.position, self.start = self.start, 0
+        rows = self.sampler.batch_ids()[self.position :]
+        free: deque[Tensor] = deque()
+        ahead: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
+            waiting = iter(rows)
+            for ids in waiting:
+                ahead.append(pool.submit(self._read, ids, self._buffer(free, len(ids))))
+                if len(ahead) <= self.threads:
+                    continue
+                yield from self._take(ahead, free)
+            while ahead:
+                yield from self._take(ahead, free)
+
+    def _take(self, ahead: deque[Future[Batch]], free: deque[Tensor]) -> Iterator[Batch]:
+        batch = ahead.popleft().result()
+        self.position += 1
+        yield batch
+        if not self.pin_memory:  # the step is over; pinned memory goes back by itself once the copy is done
+            free.append(batch.pictures)
+
+    def _buffer(self, free: deque[Tensor], rows: int) -> Tensor:
+        if free:
+            return free.popleft()
+        shape = (rows, self.split.size, self.split.size, 3)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin_memory)
+
+    def _read(self, ids: np.ndarray, buffer: Tensor) -> Batch:
+        rows = np.maximum(ids, 0)  # padding repeats picture 0 and weighs nothing
+        self.split.read(rows, buffer.numpy())
+        weights = torch.from_numpy((ids >= 0).astype(np.float32))
+        return Batch(buffer, torch.from_numpy(self.split.labels[rows]), torch.from_numpy(rows), weights)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position % len(self)}  # a whole epoch is the next one's beginning
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.start = state["position"]

@@ -1,0 +1,152 @@
+"""The layers that torch does not have in the authors' form, and the weights a net begins with."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _ResponseNorm(torch.autograd.Function):
+    """y = x · d^-¾ with d = k + scale · Σ x² over a window of channels and, for `spatial`, of pixels.
+
+    The backward pass is written out because autograd's own keeps every intermediate: only x and d are saved here.
+    With S the window sum, which is its own transpose: dx = g · d^-¾ - 1.5 · scale · x · S(g · x · d^-7/4).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, window_sum, scale: float, k: float) -> Tensor:
+        d = window_sum(x * x).mul_(scale).add_(k)
+        ctx.save_for_backward(x, d)
+        ctx.window_sum, ctx.scale = window_sum, scale
+        return _power(d).mul_(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        x, d = ctx.saved_tensors
+        scaled = _power(d).mul_(grad)
+        inner = ctx.window_sum((scaled * x).div_(d)).mul_(x)
+        return scaled.sub_(inner, alpha=1.5 * ctx.scale), None, None, None
+
+
+def _power(d: Tensor) -> Tensor:
+    """d^-¾ by rsqrt, two to four times faster than pow once compiled."""
+    r = d.rsqrt()
+    return r.sqrt().mul_(r)
+
+
+class LocalResponseNorm(nn.Module):
+    """Cross-map normalisation (paper §3.3), for each of `groups` blocks of channels on its own.
+
+    The same values as `torch.nn.LocalResponseNorm(size, alpha, 0.75, k)` on each block: alpha is divided by `size`,
+    as the authors' code does, and a window never crosses a tower's border. Computed in float32 at least, since near
+    k = 2 a bfloat16 step is 2^-6.
+
+    Shape: (n, channels, height, width), channels divisible by groups; same dtype out.
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 1e-4, k: float = 2.0, groups: int = 1):
+        super().__init__()
+        if size % 2 == 0:
+            raise ValueError(f"LocalResponseNorm size={size} must be odd, so that the window has a centre")
+        self.size, self.alpha, self.k, self.groups = size, alpha, k, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return _ResponseNorm.apply(wide, self._window_sum, self.alpha / self.size, self.k).to(x.dtype)
+
+    def _window_sum(self, squares: Tensor) -> Tensor:
+        blocks = squares.unflatten(1, (self.groups, -1))
+        total = squares.clone()
+        sums = total.unflatten(1, (self.groups, -1))
+        for shift in range(1, min(self.size // 2, blocks.shape[2] - 1) + 1):
+            sums[:, :, shift:] += blocks[:, :, :-shift]
+            sums[:, :, :-shift] += blocks[:, :, shift:]
+        return total
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, alpha={self.alpha}, k={self.k}, groups={self.groups}"
+
+
+class SpatialResponseNorm(nn.Module):
+    """The authors' extra norm in stage 2 (`rnorm` in layers-145.cfg; not in the paper): squares summed over a
+    size × size window of the same channel, clipped at the border while the divisor stays size².
+
+    Shape: (n, channels, height, width); same dtype out.
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 1e-3, k: float = 1.0):
+        super().__init__()
+        self.size, self.alpha, self.k = size, alpha, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return _ResponseNorm.apply(wide, self._window_sum, self.alpha / self.size**2, self.k).to(x.dtype)
+
+    def _window_sum(self, squares: Tensor) -> Tensor:
+        return F.avg_pool2d(squares, self.size, 1, self.size // 2, divisor_override=1)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, alpha={self.alpha}, k={self.k}"
+
+
+class Dropout(nn.Module):
+    """The paper's dropout (§4.2): units are zeroed in training and not scaled up; at test they are all multiplied by
+    1 - p. torch's `nn.Dropout` doubles in training instead, which amounts to another learning rate."""
+
+    def __init__(self, p: float = 0.5):
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"model.dropout={p} must lie in [0, 1)")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x * (1 - self.p)
+        return x * (torch.rand_like(x, dtype=torch.float32) >= self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class EdgePadding(nn.Module):
+    """Zeros at the right and bottom until windows of `kernel` at `stride` cover the picture: 224 becomes 227 for 11/4.
+
+    cuda-convnet rounded output sizes up and let the last window hang over the edge.
+    """
+
+    def __init__(self, kernel: int, stride: int):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, -(width - self.kernel) % self.stride, 0, -(height - self.kernel) % self.stride))
+
+
+class GroupedLinear(nn.Module):
+    """A linear layer of `groups` blocks, each seeing its own share of the input.
+
+    Shape: (n, inputs) to (n, outputs); weight (outputs, inputs / groups), as a grouped convolution has it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int):
+        super().__init__()
+        self.in_features, self.out_features, self.groups = inputs, outputs, groups
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = x.unflatten(1, (self.groups, -1)).transpose(0, 1)
+        weights = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        return torch.bmm(blocks, weights).transpose(0, 1).flatten(1) + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, groups={self.groups}"
+
+
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+def activation_named(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"model.activation={name} is not known; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()

@@ -1,0 +1,136 @@
+"""What is seen of a run while it goes: progress, speed and pictures."""
+
+import logging
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from alexnet.data.datamodule import StoreData
+from alexnet.training.module import Classifier
+
+log = logging.getLogger(__name__)
+
+
+class Speed(L.Callback):
+    """Logs training pictures per second and the share of time spent waiting for data, over each logging interval."""
+
+    def __init__(self) -> None:
+        self.waited = self.pictures = 0.0
+        self.since = self.ready = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.waited = self.pictures = 0.0
+        self.since = self.ready = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.ready
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.pictures += len(batch[0]) * trainer.world_size
+        now = self.ready = time.perf_counter()
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            taken = now - self.since
+            module.log_dict({"speed/images_per_second": self.pictures / taken, "speed/data_wait": self.waited / taken})
+            self.waited, self.pictures, self.since = 0.0, 0.0, now
+
+
+class Progress(L.Callback):
+    """A progress bar on a terminal; in the log file, and on any other output, a line every `seconds`."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.bar: Bar | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.begun = self.last = time.monotonic()
+        self.first = trainer.global_step
+        self.total = module.total_steps
+        if trainer.is_global_zero and sys.stderr.isatty():
+            self.bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                transient=True,
+            )
+            self.task = self.bar.add_task("training", total=self.total, completed=self.first, numbers="")
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        if self.bar:
+            where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self.bar.update(self.task, completed=trainer.global_step, description=where)
+        if now - self.last < self.seconds:
+            return
+        self.last = now
+        done = trainer.global_step - self.first
+        left = timedelta(seconds=round((now - self.begun) / done * (self.total - trainer.global_step)))
+        numbers = self._numbers(trainer)
+        if self.bar:
+            self.bar.update(self.task, numbers=numbers)
+        log.info(
+            "epoch %d step %d/%d  %s  ETA %s", trainer.current_epoch + 1, trainer.global_step, self.total, numbers, left
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            errors = trainer.callback_metrics
+            log.info(
+                "epoch %d  validation: top-1 error %.2f %%, top-5 error %.2f %%, loss %.4f",
+                trainer.current_epoch + 1,
+                100 * errors["val/top1_error"],
+                100 * errors["val/top5_error"],
+                errors["val/loss"],
+            )
+
+    @staticmethod
+    def _numbers(trainer: L.Trainer) -> str:
+        values = trainer.callback_metrics
+        text = f"loss {float(values['train/loss']):.4f}" if "train/loss" in values else ""
+        if "speed/images_per_second" in values:
+            speed, wait = float(values["speed/images_per_second"]), float(values["speed/data_wait"])
+            text += f"  {speed:,.0f} images/s, {wait:.1%} waiting for data"
+        return text
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+class Figures(L.Callback):
+    """TensorBoard pictures after each epoch: conv1's kernels by tower (Fig. 3) and eight validation pictures with their
+    five likeliest classes (Fig. 4 left)."""
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        from alexnet.training import pictures
+
+        assert isinstance(module, Classifier)
+        if not trainer.is_global_zero or not trainer.loggers:
+            return
+        board = trainer.logger.experiment  # type: ignore[union-attr]
+        kernels = dict(module.net.named_parameters()).get("conv1.weight")
+        if kernels is not None:
+            towers = getattr(module.net, "towers", 1)
+            board.add_image("conv1/kernels", pictures.kernels(kernels.detach().cpu(), towers), trainer.global_step)
+        data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
+        shown, labels = pictures.sample(data.store.splits["val"], 8)
+        with torch.no_grad():
+            probabilities = module.net(data.augment.center(shown.to(module.device))).softmax(1).cpu()
+        figure = pictures.predictions(shown, labels, probabilities, module.classes)
+        board.add_figure("validation/predictions", figure, trainer.global_step)

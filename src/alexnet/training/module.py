@@ -1,0 +1,83 @@
+"""The LightningModule: what one training step and one validation step are."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet.data.datamodule import Images
+from alexnet.training.metrics import Errors
+
+
+class Classifier(L.LightningModule):
+    """Trains `net` by softmax regression and counts its errors.
+
+    Arguments:
+        net: pictures to logits.
+        classes: names, one for each output.
+        optimizer: builds the optimiser from the net.
+        schedule: builds Lightning's scheduler entry from the optimiser and the number of steps.
+        total_steps: of the run.
+        seed: of dropout's masks, which are drawn anew from (seed, step, rank), so that a resumed run repeats them.
+        config: the run's whole configuration, kept in every checkpoint as plain values.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        classes: list[str],
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer, int], dict[str, Any]],
+        total_steps: int,
+        seed: int,
+        config: dict[str, Any],
+    ):
+        super().__init__()
+        self.net, self.classes, self.seed, self.config = net, classes, seed, config
+        self.build_optimizer, self.build_schedule, self.total_steps = optimizer, schedule, total_steps
+        self.train_errors, self.val_errors = Errors(len(classes)), Errors(len(classes))
+        self.val_counts: dict[str, int] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    def on_train_batch_start(self, batch: Images, batch_idx: int) -> None:
+        torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)))
+
+    def training_step(self, batch: Images, batch_idx: int) -> Tensor:
+        images, labels, weights = batch
+        logits = self.net(images)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        self.train_errors.update(logits, labels, weights, losses.detach())
+        loss = losses.mean()
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._log_errors("train", self.train_errors)
+
+    def validation_step(self, batch: Images, batch_idx: int) -> None:
+        images, labels, weights = batch
+        logits = self.net(images)
+        self.val_errors.update(logits, labels, weights, F.cross_entropy(logits, labels, reduction="none"))
+
+    def on_validation_epoch_end(self) -> None:
+        with self.val_errors.sync_context():
+            self.val_counts = self.val_errors.counts()
+        self._log_errors("val", self.val_errors)
+
+    def _log_errors(self, stage: str, errors: Errors) -> None:
+        values = errors.compute()  # summed over ranks by torchmetrics
+        loss = {f"{stage}/epoch_loss" if stage == "train" else f"{stage}/loss": values.pop("loss").float()}
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss, prog_bar=stage == "val")
+        errors.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer(self.net)
+        return {"optimizer": optimizer, "lr_scheduler": self.build_schedule(optimizer, self.total_steps)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"], checkpoint["classes"] = self.config, self.classes

@@ -1,0 +1,189 @@
+"""The networks: parameter counts, sizes, and each layer against an independent reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from alexnet.nets.alexnet import AlexNet
+from alexnet.nets.layers import Dropout, EdgePadding, GroupedLinear, LocalResponseNorm, SpatialResponseNorm
+
+CONF = str(Path(__file__).parent.parent / "conf")
+PARAMETERS = {
+    "alexnet": 60_965_224,
+    "alexnet_2012": 60_965_224,
+    "alexnet_one_tower": 59_798_312,
+    "alexnet_six_conv": 61_555_304,
+    "alexnet_non_overlapping": 60_965_224,
+    "alexnet_no_lrn": 60_965_224,
+    "alexnet_no_communication": 60_714_408,
+    "alexnet_owt": 61_100_840,
+    "caffe_alexnet": 60_965_224,
+    "caffenet": 60_965_224,
+}
+
+
+def build(name: str, *overrides: str) -> torch.nn.Module:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", [f"model={name}", *overrides])
+    return instantiate(cfg.model)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    net = build(name, "model.num_classes=1000")
+    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[name]
+
+
+def test_parameters_of_each_layer():
+    counts = {n: sum(p.numel() for p in m.parameters()) for n, m in AlexNet().named_children()}
+    expected = {"conv1": 34944, "conv2": 307456, "conv3": 885120, "conv4": 663936, "conv5": 442624}
+    expected |= {"fc6": 37752832, "fc7": 16781312, "fc8": 4097000}
+    assert {name: count for name, count in counts.items() if count} == expected
+
+
+def sizes(net: torch.nn.Module, crop: int = 224) -> list[int]:
+    seen = []
+    x = torch.zeros(1, 3, crop, crop)
+    for name, layer in net.named_children():
+        if name == "flatten":
+            break
+        x = layer(x)
+        if name.startswith(("conv", "pool", "edge")):
+            seen.append(x.shape[-1])
+    return seen
+
+
+def test_spatial_sizes():
+    assert sizes(AlexNet()) == [227, 55, 27, 27, 13, 13, 13, 13, 6]
+
+
+def test_non_overlapping_sizes():
+    assert sizes(build("alexnet_non_overlapping")) == [227, 55, 28, 26, 13, 13, 13, 11, 6]
+
+
+def reference_norm(x: np.ndarray, n: int, alpha: float, k: float) -> np.ndarray:
+    """§3.3's formula, channel by channel, in float64."""
+    out = np.empty_like(x)
+    for c in range(x.shape[1]):
+        low, high = max(0, c - n // 2), min(x.shape[1], c + n // 2 + 1)
+        out[:, c] = x[:, c] / (k + alpha / n * (x[:, low:high] ** 2).sum(1)) ** 0.75
+    return out
+
+
+@pytest.mark.parametrize("scale", [1, 300])
+def test_response_norm_stays_in_its_tower(scale):
+    x = np.random.default_rng(0).normal(size=(2, 12, 5, 4)) * scale
+    expected = np.concatenate([reference_norm(half, 5, 1e-4, 2.0) for half in np.split(x, 2, 1)], 1)
+    actual = LocalResponseNorm(groups=2)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    if scale == 300:  # one window over both towers is another function, and the data shows it
+        assert np.abs(actual - reference_norm(x, 5, 1e-4, 2.0)).max() > 1
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_response_norm_equals_torch(dtype, tolerance):
+    torch.manual_seed(0)
+    x = (torch.randn(2, 9, 6, 6, dtype=dtype) * 100).requires_grad_()
+    grad = torch.randn_like(x)
+    ours, theirs = LocalResponseNorm()(x), torch.nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)(x)
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=0)
+    d_ours, d_theirs = (torch.autograd.grad(y, x, grad)[0] for y in (ours, theirs))
+    torch.testing.assert_close(d_ours, d_theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_response_norm_in_bfloat16_is_computed_in_float32():
+    x = torch.randn(1, 8, 3, 3, dtype=torch.bfloat16) * 50
+    torch.testing.assert_close(LocalResponseNorm()(x), LocalResponseNorm()(x.float()).bfloat16(), rtol=0, atol=0)
+
+
+def test_spatial_norm():
+    x = np.random.default_rng(0).normal(size=(2, 3, 9, 8)) * 200
+    expected = np.empty_like(x)
+    for i in range(9):
+        for j in range(8):
+            window = x[:, :, max(0, i - 2) : i + 3, max(0, j - 2) : j + 3]
+            expected[:, :, i, j] = x[:, :, i, j] / (1 + 1e-3 / 25 * (window**2).sum((2, 3))) ** 0.75
+    np.testing.assert_allclose(SpatialResponseNorm()(torch.from_numpy(x)).numpy(), expected, rtol=1e-12)
+    y = torch.from_numpy(x[:1, :2, :4, :4]).requires_grad_()
+    assert torch.autograd.gradcheck(SpatialResponseNorm(), y)
+
+
+def test_dropout_is_not_inverted():
+    layer, x = Dropout(0.25), torch.ones(1000, 50)
+    out = layer(x)
+    assert set(out.unique().tolist()) == {0.0, 1.0}
+    assert abs(out.mean() - 0.75) < 0.01
+    torch.testing.assert_close(layer.eval()(x), x * 0.75)
+
+
+def test_overhanging_windows_equal_a_loop():
+    """conv1 at 224: the last window covers columns 216 to 226, the last three of which count as zero."""
+    torch.manual_seed(0)
+    x, kernel = torch.randn(1, 3, 32, 32, dtype=torch.float64), torch.randn(2, 3, 11, 11, dtype=torch.float64)
+    actual = torch.nn.functional.conv2d(EdgePadding(11, 4)(x), kernel, stride=4)
+    expected = np.zeros((2, 7, 7))
+    for i in range(7):
+        for j in range(7):
+            patch = x[0, :, 4 * i : 4 * i + 11, 4 * j : 4 * j + 11].numpy()
+            expected[:, i, j] = (kernel[..., : patch.shape[1], : patch.shape[2]].numpy() * patch).sum((1, 2, 3))
+    np.testing.assert_allclose(actual[0].numpy(), expected, atol=1e-12)
+
+
+def test_grouped_linear_equals_blocks():
+    layer = GroupedLinear(8, 6, 2)
+    torch.nn.init.normal_(layer.weight), torch.nn.init.normal_(layer.bias)
+    x = torch.randn(3, 8)
+    halves = [x[:, :4] @ layer.weight[:3].T, x[:, 4:] @ layer.weight[3:].T]
+    torch.testing.assert_close(layer(x), torch.cat(halves, 1) + layer.bias)
+
+
+def test_initialisers():
+    torch.manual_seed(0)
+    net = AlexNet(num_classes=10, width=0.5)
+    stds = {name: p.std().item() for name, p in net.named_parameters() if name.endswith("weight")}
+    for name in ("conv3", "conv4", "conv5"):
+        assert stds[f"{name}.weight"] == pytest.approx(0.03, rel=0.02)
+    for name in ("conv1", "conv2", "fc6", "fc7"):
+        assert stds[f"{name}.weight"] == pytest.approx(0.01, rel=0.02)
+    ones = {name for name, p in net.named_parameters() if name.endswith("bias") and (p == 1).all()}
+    assert ones == {f"{layer}.bias" for layer in ("conv2", "conv4", "conv5", "fc6", "fc7")}
+
+
+@pytest.mark.parametrize("without", [2, 3, 4, 5, 6, 7])
+def test_without_a_layer(without):
+    net = AlexNet(num_classes=10, width=0.125, without=without)
+    names = dict(net.named_children())
+    assert not any(name in names for name in (f"conv{without}", f"fc{without}", f"relu{without}", f"norm{without}"))
+    assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 10)
+
+
+def test_owt_takes_torchvisions_weights():
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    theirs = alexnet(weights=None).eval()
+    plain = ["model.stage1=[relu,pool]", "model.stage2=[relu,pool]", "model.num_classes=1000", "model.dropout=0.0"]
+    ours = build("alexnet_owt", *plain).eval()
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    x = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"without": 1},
+        {"activation": "gelu"},
+        {"init": "xavier"},
+        {"dropout": 1.0},
+        {"crop": 20},
+        {"stage1": ["batchnorm"]},
+    ],
+)
+def test_wrong_values_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AlexNet(width=0.05, num_classes=3, **wrong)
