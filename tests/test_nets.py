@@ -62,7 +62,7 @@ def test_spatial_sizes():
 
 
 def test_non_overlapping_sizes():
-    assert sizes(build("alexnet_non_overlapping")) == [227, 55, 28, 26, 13, 13, 13, 11, 6]
+    assert sizes(build("alexnet_non_overlapping", "model.num_classes=10")) == [227, 55, 28, 26, 13, 13, 13, 11, 6]
 
 
 def reference_norm(x: np.ndarray, n: int, alpha: float, k: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What every door needs before torch is imported: resolvers of `conf/`, checks of the typed options, clear errors."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,6 @@ OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, repla
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turns what a user can mend into one line and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback instead."""
-    import os
-
     try:
         yield
     except (ValueError, TypeError, FileNotFoundError, FileExistsError, InstantiationException) as error:
@@ -81,9 +80,7 @@ def check_targets(cfg: Any, path: str = "") -> None:
     items = cfg.items() if isinstance(cfg, dict) else enumerate(cfg) if isinstance(cfg, list) else ()
     for key, value in items:
         if key == "_target_" and not str(value).startswith(TRUSTED):
-            raise ValueError(
-                f"{path}_target_={value}: only targets of {', '.join(TRUSTED)} are taken from a stored run"
-            )
+            raise ValueError(f"{path}_target_={value}: a stored run may only build {', '.join(TRUSTED)}…")
         check_targets(value, f"{path}{key}.")
 
 

@@ -52,7 +52,7 @@ class AlexNet(nn.Sequential):
         hidden: Sequence[int] = (4096, 4096),
         width: float = 1.0,
         crop: int = 224,
-        conv1: Sequence[int | None] = (11, 4, None),
+        conv1: tuple[int, int, int | None] = (11, 4, None),
         paddings: Sequence[int] = (2, 1, 1, 1),
         pool: Sequence[int] = (3, 2),
         stage1: Sequence[str] = ("relu", "norm", "pool"),
@@ -76,7 +76,7 @@ class AlexNet(nn.Sequential):
             "relu": lambda: activation_named(activation),
             "norm": lambda: LocalResponseNorm(k=norm_k, groups=1 if norm_across_towers else towers),
             "spatial_norm": SpatialResponseNorm,
-            "pool": lambda: nn.MaxPool2d(*pool, ceil_mode=True),
+            "pool": lambda: nn.MaxPool2d(pool[0], pool[1], ceil_mode=True),
             "dropout": lambda: Dropout(dropout),
         }
         seen = 3  # channels, then units, that the next layer sees

@@ -1,5 +1,7 @@
 """The four-layer CIFAR-10 nets: Fig. 1's ReLU against tanh, and the 13 % and 11 % nets of §3.3."""
 
+from math import ceil, sqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class CifarConv4(nn.Sequential):
     ):
         super().__init__()
         first, third = round(32 * width), round(64 * width)
-        side = -(-(-(-(-(-crop // 2)) // 2)) // 2)  # three pools, rounded up
+        side = ceil(crop / 8)  # three pools, rounded up
         self.conv1 = nn.Conv2d(3, first, 5, padding=2)
         self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.relu1 = activation_named(activation)
@@ -51,7 +53,7 @@ class CifarLocal(nn.Sequential):
 
     def __init__(self, *, num_classes: int = 10, crop: int = 24, norm: bool = False, init: str = "source_2012"):
         super().__init__()
-        side = -(-(-(-crop // 2)) // 2)
+        side = ceil(crop / 4)
         local3 = 64 if norm else 32
         self.conv1 = nn.Conv2d(3, 64, 5, padding=2)
         self.relu1 = nn.ReLU()
@@ -95,6 +97,7 @@ def _initialise(net: nn.Module, stds: dict[str, float], init: str) -> None:
         raise ValueError(f"model.init={init} is not known; choose one of source_2012, kaiming")
     for name, module in net.named_children():
         if name in stds:
-            fan_in = module.weight.shape[1] if name.startswith("local") else module.weight[0].numel()
-            nn.init.normal_(module.weight, 0.0, stds[name] if init == "source_2012" else (2 / fan_in) ** 0.5)
-            nn.init.zeros_(module.bias)
+            weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+            fan_in = weight.shape[1] if name.startswith("local") else weight[0].numel()
+            nn.init.normal_(weight, 0.0, stds[name] if init == "source_2012" else sqrt(2 / fan_in))
+            nn.init.zeros_(bias)

@@ -36,5 +36,6 @@ def initialise(net: nn.Module, name: str) -> None:
         if not hasattr(module, "weight"):
             continue
         std = chosen.stds.get(layer, chosen.std)
-        nn.init.normal_(module.weight, 0.0, sqrt(2 / module.weight[0].numel()) if std is None else std)
-        nn.init.constant_(module.bias, chosen.bias if layer in ONES else 0.0)
+        weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+        nn.init.normal_(weight, 0.0, sqrt(2 / weight[0].numel()) if std is None else std)
+        nn.init.constant_(bias, chosen.bias if layer in ONES else 0.0)

@@ -36,7 +36,7 @@ class Speed(L.Callback):
     ) -> None:
         self.pictures += len(batch[0]) * trainer.world_size
         now = self.ready = time.perf_counter()
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             taken = now - self.since
             module.log_dict({"speed/images_per_second": self.pictures / taken, "speed/data_wait": self.waited / taken})
             self.waited, self.pictures, self.since = 0.0, 0.0, now
@@ -52,6 +52,7 @@ class Progress(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.begun = self.last = time.monotonic()
         self.first = trainer.global_step
+        assert isinstance(module, Classifier)
         self.total = module.total_steps
         if trainer.is_global_zero and sys.stderr.isatty():
             self.bar = Bar(

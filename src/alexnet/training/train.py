@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -64,8 +65,7 @@ def build(cfg: DictConfig) -> Run:
         )
     L.seed_everything(cfg.seed, verbose=False)
     net = instantiate(cfg.model)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
     order = data.order("train", 0, world_size)
     batches = order.batches
@@ -79,7 +79,7 @@ def build(cfg: DictConfig) -> Run:
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=instantiate(cfg.logger))
     quiet_lightning()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return Run(folder, config, trainer, module, data, checkpoint)  # type: ignore[arg-type]
+    return Run(folder, config, trainer, module, data, checkpoint)
 
 
 def resumed(cfg: DictConfig) -> DictConfig:
@@ -95,9 +95,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
 def last_checkpoint(folder: Path) -> Path:
     path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"resume={folder} has no checkpoints/last.ckpt: the run ended before its first epoch did"
-        )
+        raise FileNotFoundError(f"resume={folder} has no checkpoints/last.ckpt: no epoch of that run ended")
     return path
 
 
@@ -112,8 +110,6 @@ def check_devices(trainer: DictConfig) -> None:
         there, kind = torch.cuda.device_count(), "GPUs"
     else:
         # CPU processes stand in for GPUs, so there may be more of them than cores, within reason.
-        import os
-
         there, kind = 4 * (os.cpu_count() or 1), "processes, four a core"
     if devices > there:
         raise ValueError(f"trainer.devices={devices}, but this machine has {there} {kind}")
@@ -164,7 +160,7 @@ def git_commit() -> str | None:
 def write_result(run: Run) -> float:
     """result.json, the HPARAMS tab and a last line. Gives the best top-1 error."""
     metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    checkpoint = run.trainer.checkpoint_callback
+    checkpoint: Any = run.trainer.checkpoint_callback
     best = float(checkpoint.best_model_score) if checkpoint and checkpoint.best_model_score is not None else None
     result = {
         "best_top1_error": best,
@@ -186,7 +182,7 @@ def write_result(run: Run) -> float:
 
 def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
     """{"optimizer.lr": 0.01, …} without the class names."""
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             values |= flat(value, f"{path}{key}.")

@@ -1,0 +1,155 @@
+"""The embedded picture set: ten classes that need shape and texture, rendered from a seed, no download.
+
+A class is a silhouette with a texture, so neither alone decides. Pose, colours, light, clutter and occlusion are
+random; picture i of a split depends on (seed, split, i) alone.
+"""
+
+import logging
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from alexnet.data.store import Store, StoreWriter
+
+log = logging.getLogger(__name__)
+
+SIZE = 256
+SILHOUETTES = ("disc", "square", "triangle", "star", "cross")
+TEXTURES = ("striped", "dotted")
+CLASSES = [f"{texture} {shape}" for shape in SILHOUETTES for texture in TEXTURES]
+SPLITS = ("train", "val")
+GRID = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE), indexing="xy")).astype(np.float32)
+
+
+def render(seed: int, split: str, index: int) -> tuple[np.ndarray, int]:
+    """Picture `index`, (256, 256, 3) uint8, and its label."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    label = index % len(CLASSES)
+    shape, texture = divmod(label, len(TEXTURES))
+    picture = _background(rng)
+    for _ in range(rng.integers(2, 6)):
+        _paint(picture, _blob(rng), _color(rng))
+    center = rng.uniform(88, 168, 2)
+    radius = rng.uniform(60, 85)
+    x, y = _turned(center, rng.uniform(0, 2 * np.pi)) / radius
+    inside = _coverage(_silhouette(shape, x, y) * radius)
+    first, second = _contrasting(rng)
+    pattern = _texture(texture, rng)[..., None]
+    _paint(picture, inside, first * pattern + second * (1 - pattern))
+    _paint(picture, _bar(rng, center, radius), _color(rng))
+    picture *= _light(rng)[..., None]
+    picture += rng.normal(0, rng.uniform(2, 8), picture.shape).astype(np.float32)
+    return picture.clip(0, 255).astype(np.uint8), label
+
+
+def render_many(seed: int, split: str, indices: range) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, 256, 256, 3) uint8 and labels (n,) int64, by all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pictures, labels = zip(*pool.map(lambda i: render(seed, split, i), indices), strict=True)
+    return np.stack(pictures), np.array(labels, np.int64)
+
+
+def make_store(folder: str | Path, seed: int, train: int, val: int) -> Store:
+    """The set as a store under `folder`, rendered unless it is already there. Raises ValueError if another one is."""
+    made_of = {"source": "alexnet.data.shapes", "seed": seed, "train": train, "val": val}
+    if not (Path(folder) / "manifest.json").is_file():
+        log.info("rendering %d + %d pictures into %s", train, val, folder)
+        with StoreWriter(folder, SIZE, CLASSES, made_of) as writer:
+            chunks = [(split, i, min(i + 100, n)) for split, n in (("train", train), ("val", val)) for i in range(0, n, 100)]
+            for split, first, last in track(chunks, "rendering", transient=True, disable=not sys.stderr.isatty()):
+                writer.add(split, *render_many(seed, split, range(first, last)))
+    store = Store(folder)
+    if store.manifest["prepared_with"] != made_of:
+        raise ValueError(f"data.folder={folder} holds {store.manifest['prepared_with']}: give another folder, or delete it")
+    return store
+
+
+def _color(rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(20, 235, 3).astype(np.float32)
+
+
+def _contrasting(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours at least 90 grey levels apart."""
+    while True:
+        first, second = _color(rng), _color(rng)
+        if abs(first.mean() - second.mean()) > 90:
+            return first, second
+
+
+def _paint(picture: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
+    picture += mask[..., None] * (color - picture)
+
+
+def _coverage(distance: np.ndarray) -> np.ndarray:
+    """Signed distance in pixels, negative inside, to an anti-aliased mask."""
+    return (0.5 - distance).clip(0, 1)
+
+
+def _turned(center: np.ndarray, angle: float) -> np.ndarray:
+    """The pixels' coordinates (2, 256, 256) around `center`, turned by `angle`."""
+    x, y = GRID[0] - np.float32(center[0]), GRID[1] - np.float32(center[1])
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return np.stack([c * x + s * y, c * y - s * x])
+
+
+def _silhouette(shape: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance, roughly, of a shape of radius 1."""
+    if shape == 0:
+        return np.hypot(x, y) - 0.85
+    if shape == 1:
+        return np.maximum(abs(x), abs(y)) - 0.75
+    if shape == 2:
+        return np.maximum(np.maximum(0.866 * abs(x) + 0.5 * y, -y) - 0.5, -2)
+    if shape == 3:
+        angle, radius = np.arctan2(y, x), np.hypot(x, y)
+        return (radius - (0.7 + 0.32 * np.cos(5 * angle))) * 0.6
+    across = np.maximum(abs(x) - 0.95, abs(y) - 0.32)
+    return np.minimum(across, np.maximum(abs(y) - 0.95, abs(x) - 0.32))
+
+
+def _texture(texture: int, rng: np.random.Generator) -> np.ndarray:
+    """Stripes or dots, (256, 256) in [0, 1]."""
+    period = rng.uniform(18, 28)
+    x, y = _turned(rng.uniform(0, SIZE, 2), rng.uniform(0, 2 * np.pi)) * np.float32(2 * np.pi / period)
+    wave = np.sin(x) if texture == 0 else np.cos(x) + np.cos(y) - 0.5
+    return (wave * 3 + 0.5).clip(0, 1)
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """A gradient between two colours with soft blotches."""
+    x = _turned(np.array([128, 128]), rng.uniform(0, 2 * np.pi))[0] / 360 + 0.5
+    coarse = rng.normal(0, 0.2, (9, 9)).astype(np.float32)
+    place = np.linspace(0, 8, SIZE, dtype=np.float32)
+    low = np.minimum(place.astype(int), 7)
+    part = place - low
+    rows = coarse[low] * (1 - part)[:, None] + coarse[low + 1] * part[:, None]
+    blotches = rows[:, low] * (1 - part) + rows[:, low + 1] * part
+    mix = (x + blotches)[..., None]
+    return _color(rng) * mix + _color(rng) * (1 - mix)
+
+
+def _blob(rng: np.random.Generator) -> np.ndarray:
+    """Clutter: a small ellipse or a line."""
+    x, y = _turned(rng.uniform(0, SIZE, 2), rng.uniform(0, 2 * np.pi))
+    if rng.random() < 0.5:
+        long, short = rng.uniform(10, 28, 2)
+        return _coverage((np.hypot(x / long, y / short) - 1) * min(long, short))
+    return _coverage(np.maximum(abs(x) - rng.uniform(20, 70), abs(y) - rng.uniform(2, 5)))
+
+
+def _bar(rng: np.random.Generator, center: np.ndarray, radius: float) -> np.ndarray:
+    """Occlusion: half of the pictures have a bar over the object's side."""
+    if rng.random() < 0.5:
+        return np.zeros((SIZE, SIZE), np.float32)
+    x, y = _turned(center, rng.uniform(0, 2 * np.pi))
+    return _coverage(np.maximum(abs(x - 0.55 * radius) - rng.uniform(5, 11), abs(y) - 1.2 * radius))
+
+
+def _light(rng: np.random.Generator) -> np.ndarray:
+    """A brightness gradient, 0.6 to 1.2."""
+    x = _turned(np.array([128, 128]), rng.uniform(0, 2 * np.pi))[0] / 360
+    return rng.uniform(0.75, 1.05) + rng.uniform(0, 0.4) * x
