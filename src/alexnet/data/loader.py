@@ -63,7 +63,8 @@ class Loader:
     the epoch, whose number Lightning keeps."""
 
     def __init__(self, split: Split, order: Order, threads: int = 2, pin_memory: bool = False):
-        self.split, self.sampler, self.threads, self.pin_memory = split, order, threads, pin_memory
+        self.split, self.threads, self.pin_memory = split, threads, pin_memory
+        self.sampler, self.batch_sampler = order, None  # the names by which Lightning finds set_epoch
         self.position = self.start = 0
 
     def __len__(self) -> int:
