@@ -59,22 +59,16 @@ class Augment:
         """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
         draws = keyed_uniform(self.seed, epoch, ids, 9)
         offsets = (draws[:, :2] * (self.border + 1)).long()
-        patches, means = self._patches(pictures, offsets[:, 0], offsets[:, 1])
-        x = patches - means
-        if self.mirror:
-            x = torch.where((draws[:, 2] < 0.5)[:, None, None, None], x.flip(2), x)
-        if self.color_noise:
-            shift = self.color_noise * normal(draws[:, 3:]) @ self.color.to(x.device)
-            x = x + shift[:, None, None, :]
-            if self.convention == "source":
-                x = x / (1 + self.color_noise)
-        return self._finish(x)
+        mirrored = draws[:, 2] < 0.5 if self.mirror else None
+        x = self._centered(pictures, offsets[:, 0], offsets[:, 1], mirrored)
+        shift = self.color_noise * normal(draws[:, 3:]) @ self.color.to(x.device)
+        x += shift[:, None, None, :]
+        return self._finish(x, 1 / (1 + self.color_noise) if self.convention == "source" else 1.0)
 
     def center(self, pictures: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to its centre crops, (n, 3, crop, crop) float32."""
         middle = torch.full((len(pictures),), self.border // 2, device=pictures.device)
-        patches, means = self._patches(pictures, middle, middle)
-        return self._finish(patches - means)
+        return self._finish(self._centered(pictures, middle, middle))
 
     def ten_views(self, pictures: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to (n · 10, 3, crop, crop) float32, a picture's views side by side: the corners and
@@ -82,19 +76,22 @@ class Augment:
         far, mid = self.border, self.border // 2
         places = torch.tensor([(0, 0), (0, far), (mid, mid), (far, 0), (far, far)], device=pictures.device)
         y, x = places.repeat(len(pictures), 1).unbind(1)
-        patches, means = self._patches(pictures.repeat_interleave(len(places), 0), y, x)
-        views = (patches - means).unflatten(0, (-1, len(places)))
-        return self._finish(torch.cat([views, views.flip(3)], 1).flatten(0, 1))
+        repeated = pictures.repeat_interleave(len(places), 0)
+        plain, mirrored = (
+            self._centered(repeated, y, x, torch.full_like(y, flip, dtype=torch.bool)).unflatten(0, (-1, len(places)))
+            for flip in (False, True)
+        )
+        return self._finish(torch.cat([plain, mirrored], 1).flatten(0, 1))
 
-    def _patches(self, pictures: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The crops at (y, x) in float32, and the part of the mean image that each of them loses."""
+    def _centered(self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None = None) -> Tensor:
+        """The crops at (y, x), mirrored where asked, less the mean image, in float32."""
         rows = torch.arange(len(pictures), device=pictures.device)
-        patches = self._windows(pictures)[rows, y, x].float()
+        patches = _mirror(self._windows(pictures)[rows, y, x], mirrored).float()
         mean = self.mean.to(pictures.device)
         if self.convention == "source":
             middle = self.border // 2
-            return patches, mean[middle : middle + self.crop, middle : middle + self.crop]
-        return patches, self._windows(mean[None])[torch.zeros_like(rows), y, x]
+            return patches.sub_(mean[middle : middle + self.crop, middle : middle + self.crop])
+        return patches.sub_(_mirror(self._windows(mean[None])[torch.zeros_like(rows), y, x], mirrored))
 
     def _windows(self, pictures: Tensor) -> Tensor:
         """Every crop as a view: (n, border + 1, border + 1, crop, crop, 3), no bytes copied."""
@@ -103,9 +100,13 @@ class Augment:
         shape = (len(pictures), places, places, self.crop, self.crop, 3)
         return pictures.as_strided(shape, (n, row, column, row, column, channel))
 
-    def _finish(self, x: Tensor) -> Tensor:
-        """Channels second for the net; the memory stays channels-last."""
-        return (x if self.scale == 1 else x * self.scale).permute(0, 3, 1, 2)
+    def _finish(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """Scaled, with channels second for the net; the memory stays channels-last."""
+        return x.mul_(factor * self.scale).permute(0, 3, 1, 2)
+
+
+def _mirror(patches: Tensor, mirrored: Tensor | None) -> Tensor:
+    return patches if mirrored is None else torch.where(mirrored[:, None, None, None], patches.flip(2), patches)
 
 
 def keyed_uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:

@@ -1,6 +1,7 @@
 """From a store's split to batches of bytes: keyed order, exact shards, threads that copy into reused buffers."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,6 +67,7 @@ class Loader:
         self.split, self.threads, self.pin_memory = split, threads, pin_memory
         self.sampler, self.batch_sampler = order, None  # the names by which Lightning finds set_epoch
         self.position = self.start = 0
+        self.waited = 0.0  # seconds that the training loop stood still for data
 
     def __len__(self) -> int:
         return self.sampler.batches
@@ -86,7 +88,9 @@ class Loader:
                 yield from self._take(ahead, free)
 
     def _take(self, ahead: deque[Future[Batch]], free: deque[Tensor]) -> Iterator[Batch]:
+        asked = time.perf_counter()
         batch = ahead.popleft().result()
+        self.waited += time.perf_counter() - asked
         self.position += 1
         yield batch
         if not self.pin_memory:  # the step is over; pinned memory goes back by itself once the copy is done

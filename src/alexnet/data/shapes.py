@@ -42,8 +42,9 @@ def render(seed: int, split: str, index: int) -> tuple[np.ndarray, int]:
     _paint(picture, inside, first * pattern + second * (1 - pattern))
     _paint(picture, _bar(rng, center, radius), _color(rng))
     picture *= _light(rng)[..., None]
-    picture += rng.normal(0, rng.uniform(2, 8), picture.shape).astype(np.float32)
-    return picture.clip(0, 255).astype(np.uint8), label
+    grain = rng.integers(0, 256, picture.shape, np.uint8)
+    picture += (grain - np.float32(127.5)) * np.float32(rng.uniform(0.03, 0.12))
+    return picture.clip(0, 255, out=picture).astype(np.uint8), label
 
 
 def render_many(seed: int, split: str, indices: range) -> tuple[np.ndarray, np.ndarray]:
@@ -59,12 +60,16 @@ def make_store(folder: str | Path, seed: int, train: int, val: int) -> Store:
     if not (Path(folder) / "manifest.json").is_file():
         log.info("rendering %d + %d pictures into %s", train, val, folder)
         with StoreWriter(folder, SIZE, CLASSES, made_of) as writer:
-            chunks = [(split, i, min(i + 100, n)) for split, n in (("train", train), ("val", val)) for i in range(0, n, 100)]
+            chunks = [
+                (split, i, min(i + 100, n)) for split, n in (("train", train), ("val", val)) for i in range(0, n, 100)
+            ]
             for split, first, last in track(chunks, "rendering", transient=True, disable=not sys.stderr.isatty()):
                 writer.add(split, *render_many(seed, split, range(first, last)))
     store = Store(folder)
     if store.manifest["prepared_with"] != made_of:
-        raise ValueError(f"data.folder={folder} holds {store.manifest['prepared_with']}: give another folder, or delete it")
+        raise ValueError(
+            f"data.folder={folder} holds {store.manifest['prepared_with']}: give another folder, or delete it"
+        )
     return store
 
 
@@ -81,7 +86,11 @@ def _contrasting(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paint(picture: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
-    picture += mask[..., None] * (color - picture)
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if len(rows):
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        part = picture[box]
+        part += mask[box][..., None] * ((color if color.ndim == 1 else color[box]) - part)
 
 
 def _coverage(distance: np.ndarray) -> np.ndarray:
@@ -129,7 +138,8 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     rows = coarse[low] * (1 - part)[:, None] + coarse[low + 1] * part[:, None]
     blotches = rows[:, low] * (1 - part) + rows[:, low + 1] * part
     mix = (x + blotches)[..., None]
-    return _color(rng) * mix + _color(rng) * (1 - mix)
+    first, second = _color(rng), _color(rng)
+    return second + mix * (first - second)
 
 
 def _blob(rng: np.random.Generator) -> np.ndarray:

@@ -1,9 +1,9 @@
 """A prepared store: raw uint8 pictures in flat shards, memory-mapped, with their labels and statistics.
 
-    <folder>/manifest.json        classes, counts, hashes, colour statistics, what it was prepared with
-    <folder>/train-00000.bin …    up to 4096 pictures each, (n, size, size, 3), no header
-    <folder>/train-labels.npy     int64
-    <folder>/mean.npy             (size, size, 3) float32, mean of the training pictures, 0-255
+<folder>/manifest.json        classes, counts, hashes, colour statistics, what it was prepared with
+<folder>/train-00000.bin …    up to 4096 pictures each, (n, size, size, 3), no header
+<folder>/train-labels.npy     int64
+<folder>/mean.npy             (size, size, 3) float32, mean of the training pictures, 0-255
 """
 
 import hashlib
@@ -51,7 +51,9 @@ class Store:
         self.classes: list[str] = self.manifest["classes"]
         problems = self._problems()
         if problems:
-            raise ValueError(f"data.folder={folder} is not whole: {'; '.join(problems)}. Delete it and prepare it again")
+            raise ValueError(
+                f"data.folder={folder} is not whole: {'; '.join(problems)}. Delete it and prepare it again"
+            )
         self.mean = np.load(self.folder / "mean.npy")
         self.color_std = np.array(self.manifest["color_std"], np.float32)
         self.color_vectors = np.array(self.manifest["color_vectors"], np.float32)

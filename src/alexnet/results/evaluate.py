@@ -30,7 +30,9 @@ def evaluate(cfg: DictConfig) -> dict[str, dict[str, float]]:
         data, net = load(cfg, file)
         device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     results = measure(net.to(device).eval(), data, device)
-    table = Table("view", "top-1 error", "top-5 error", "loss", title=f"{file}, {len(data.store.splits['val'])} pictures")
+    table = Table(
+        "view", "top-1 error", "top-5 error", "loss", title=f"{file}, {len(data.store.splits['val'])} pictures"
+    )
     for view, values in results.items():
         table.add_row(view, f"{values['top1_error']:.2%}", f"{values['top5_error']:.2%}", f"{values['loss']:.4f}")
     Console().print(table)
@@ -88,7 +90,9 @@ def measure(net: nn.Module, data: StoreData, device: torch.device) -> dict[str, 
     """Errors from the centre crop and from the mean of ten views' probabilities."""
     center, ten = Errors(len(data.classes)).to(device), Errors(len(data.classes)).to(device)
     for batch in track(data.loader("val"), "evaluating", transient=True):
-        pictures, labels, weights = (t.to(device, non_blocking=True) for t in (batch.pictures, batch.labels, batch.weights))
+        pictures, labels, weights = (
+            t.to(device, non_blocking=True) for t in (batch.pictures, batch.labels, batch.weights)
+        )
         logits = net(data.augment.center(pictures))
         center.update(logits, labels, weights, F.cross_entropy(logits, labels, reduction="none"))
         averaged = ten_view_probabilities(net, data.augment, pictures)

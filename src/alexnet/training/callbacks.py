@@ -20,26 +20,20 @@ log = logging.getLogger(__name__)
 class Speed(L.Callback):
     """Logs training pictures per second and the share of time spent waiting for data, over each logging interval."""
 
-    def __init__(self) -> None:
-        self.waited = self.pictures = 0.0
-        self.since = self.ready = time.perf_counter()
-
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.waited = self.pictures = 0.0
-        self.since = self.ready = time.perf_counter()
+        self._restart(trainer)
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        self.waited += time.perf_counter() - self.ready
+    def _restart(self, trainer: L.Trainer) -> None:
+        self.pictures, self.since, self.waited = 0, time.perf_counter(), trainer.train_dataloader.waited
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.pictures += len(batch[0]) * trainer.world_size
-        now = self.ready = time.perf_counter()
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            taken = now - self.since
-            module.log_dict({"speed/images_per_second": self.pictures / taken, "speed/data_wait": self.waited / taken})
-            self.waited, self.pictures, self.since = 0.0, 0.0, now
+            taken, waited = time.perf_counter() - self.since, trainer.train_dataloader.waited - self.waited
+            module.log_dict({"speed/images_per_second": self.pictures / taken, "speed/data_wait": waited / taken})
+            self._restart(trainer)
 
 
 class Progress(L.Callback):

@@ -64,7 +64,7 @@ def build(cfg: DictConfig) -> Run:
             "leave it null, or give at least as many"
         )
     L.seed_everything(cfg.seed, verbose=False)
-    net = instantiate(cfg.model)
+    net = instantiate(cfg.model).to(memory_format=torch.channels_last)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
     order = data.order("train", 0, world_size)
