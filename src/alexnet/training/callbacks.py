@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from alexnet.data.datamodule import StoreData
+from alexnet.data.loader import Loader
 from alexnet.training.module import Classifier
 
 log = logging.getLogger(__name__)
@@ -24,16 +25,21 @@ class Speed(L.Callback):
         self._restart(trainer)
 
     def _restart(self, trainer: L.Trainer) -> None:
-        self.pictures, self.since, self.waited = 0, time.perf_counter(), trainer.train_dataloader.waited
+        self.pictures, self.since, self.waited = 0, time.perf_counter(), _loader(trainer).waited
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.pictures += len(batch[0]) * trainer.world_size
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            taken, waited = time.perf_counter() - self.since, trainer.train_dataloader.waited - self.waited
+            taken, waited = time.perf_counter() - self.since, _loader(trainer).waited - self.waited
             module.log_dict({"speed/images_per_second": self.pictures / taken, "speed/data_wait": waited / taken})
             self._restart(trainer)
+
+
+def _loader(trainer: L.Trainer) -> Loader:
+    assert isinstance(trainer.train_dataloader, Loader)
+    return trainer.train_dataloader
 
 
 class Progress(L.Callback):

@@ -1,0 +1,92 @@
+"""Any source to a store: decode, shorter side to `size`, centre crop (§2), all cores."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as F
+
+from alexnet.data.sources import Encoded, Source, open_source
+from alexnet.data.store import Store, StoreWriter
+from alexnet.entry import check_types, clear_errors
+
+log = logging.getLogger(__name__)
+CHUNK = 256  # pictures decoded before they are written
+REPORT = 10  # seconds between lines of the log
+
+
+def prepare(cfg: DictConfig) -> None:
+    with clear_errors():
+        check_types(cfg)
+        if cfg.size < 1:
+            raise ValueError(f"size={cfg.size} must be at least 1 pixel")
+        store = prepare_store(cfg.source, cfg.folder, cfg.size)
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in store.splits.items())
+    log.info("%s: %s pictures of %d×%d, %d classes", cfg.folder, counts, store.size, store.size, len(store.classes))
+
+
+def prepare_store(path: str, folder: str, size: int) -> Store:
+    """The store of `path` under `folder`, made unless it is there. Raises ValueError if another one is there, or if
+    pictures can't be decoded."""
+    source = open_source(path)
+    made_of = {"source": str(Path(path).resolve()), "size": size, "pictures": len(source)}
+    made_with = {"resampler": "torchvision bicubic, antialiased", "torchvision": version("torchvision")}
+    if Path(folder).exists():
+        store = Store(folder)
+        if {key: store.manifest["prepared_with"].get(key) for key in made_of} != made_of:
+            raise ValueError(f"folder={folder} already holds another store: give another folder, or delete it")
+        log.info("%s is already prepared", folder)
+        return store
+    bad: list[str] = []
+    with StoreWriter(folder, size, source.classes, made_of | made_with) as writer:
+        for split, pictures, labels in _decoded(source, size, bad):
+            writer.add(split, pictures, labels)
+        if bad:
+            raise ValueError(f"{len(bad)} of {len(source)} pictures can't be decoded: {'; '.join(bad[:5])}")
+    return Store(folder)
+
+
+def _decoded(source: Source, size: int, bad: list[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Chunks (split, pictures, labels), each of one split; unreadable pictures are named in `bad`."""
+    columns = (*Progress.get_default_columns()[:1], BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty())
+    begun = last = time.monotonic()
+    done, pictures = 0, iter(source)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        task = bar.add_task("preparing", total=len(source))
+        while chunk := list(islice(pictures, CHUNK)):
+            results = pool.map(lambda item: _decode(item, size), chunk)
+            ready = list(zip(chunk, results, strict=True))
+            bad += [f"{item.name}: {result}" for item, result in ready if isinstance(result, str)]
+            for split in ("train", "val"):
+                part = [(p, item.label) for item, p in ready if item.split == split and not isinstance(p, str)]
+                if part:
+                    yield split, np.stack([p for p, _ in part]), np.array([label for _, label in part], np.int64)
+            done += len(chunk)
+            bar.update(task, completed=done)
+            if (now := time.monotonic()) - last > REPORT:
+                last, rate = now, done / (now - begun)
+                log.info("%d/%d pictures, %.0f/s, ETA %.0f s", done, len(source), rate, (len(source) - done) / rate)
+
+
+def _decode(item: Encoded, size: int) -> np.ndarray | str:
+    """(size, size, 3) uint8, or what is wrong with the picture."""
+    try:
+        data = torch.frombuffer(bytearray(item.data), dtype=torch.uint8)
+        picture = decode_image(data, ImageReadMode.RGB)
+    except (RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    if min(picture.shape[1:]) != size:
+        picture = F.resize(picture, [size], F.InterpolationMode.BICUBIC, antialias=True)
+    return F.center_crop(picture, [size, size]).permute(1, 2, 0).numpy()
