@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
@@ -29,8 +29,11 @@ REPORT = 10  # seconds between lines of the log
 def prepare(cfg: DictConfig) -> None:
     with clear_errors():
         check_types(cfg)
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
+            raise ValueError(f"give {' and '.join(missing)}: python prepare.py source=<pictures> folder=<new store>")
         if cfg.size < 1:
             raise ValueError(f"size={cfg.size} must be at least 1 pixel")
+        torch.set_num_threads(1)  # the pool keeps the cores busy
         store = prepare_store(cfg.source, cfg.folder, cfg.size)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in store.splits.items())
     log.info("%s: %s pictures of %d×%d, %d classes", cfg.folder, counts, store.size, store.size, len(store.classes))
@@ -42,7 +45,7 @@ def prepare_store(path: str, folder: str, size: int) -> Store:
     source = open_source(path)
     made_of = {"source": str(Path(path).resolve()), "size": size, "pictures": len(source)}
     made_with = {"resampler": "torchvision bicubic, antialiased", "torchvision": version("torchvision")}
-    if Path(folder).exists():
+    if (Path(folder) / "manifest.json").is_file():
         store = Store(folder)
         if {key: store.manifest["prepared_with"].get(key) for key in made_of} != made_of:
             raise ValueError(f"folder={folder} already holds another store: give another folder, or delete it")
@@ -53,7 +56,8 @@ def prepare_store(path: str, folder: str, size: int) -> Store:
         for split, pictures, labels in _decoded(source, size, bad):
             writer.add(split, pictures, labels)
         if bad:
-            raise ValueError(f"{len(bad)} of {len(source)} pictures can't be decoded: {'; '.join(bad[:5])}")
+            more = f"; and {len(bad) - 5} more, listed above" if len(bad) > 5 else ""
+            raise ValueError(f"{len(bad)} of {len(source)} pictures can't be decoded: {'; '.join(bad[:5])}{more}")
     return Store(folder)
 
 
@@ -68,25 +72,34 @@ def _decoded(source: Source, size: int, bad: list[str]) -> Iterator[tuple[str, n
         while chunk := list(islice(pictures, CHUNK)):
             results = pool.map(lambda item: _decode(item, size), chunk)
             ready = list(zip(chunk, results, strict=True))
-            bad += [f"{item.name}: {result}" for item, result in ready if isinstance(result, str)]
+            unread = [f"{item.name}: {result}" for item, result in ready if isinstance(result, str)]
+            for line in unread:
+                log.warning(line)
+            bad += unread
             for split in ("train", "val"):
                 part = [(p, item.label) for item, p in ready if item.split == split and not isinstance(p, str)]
                 if part:
                     yield split, np.stack([p for p, _ in part]), np.array([label for _, label in part], np.int64)
             done += len(chunk)
             bar.update(task, completed=done)
-            if (now := time.monotonic()) - last > REPORT:
+            if bar.disable and (now := time.monotonic()) - last > REPORT:
                 last, rate = now, done / (now - begun)
                 log.info("%d/%d pictures, %.0f/s, ETA %.0f s", done, len(source), rate, (len(source) - done) / rate)
 
 
 def _decode(item: Encoded, size: int) -> np.ndarray | str:
     """(size, size, 3) uint8, or what is wrong with the picture."""
+    if not item.data:
+        return "is empty"
     try:
         data = torch.frombuffer(bytearray(item.data), dtype=torch.uint8)
         picture = decode_image(data, ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0].split(", ", 2)[-1]  # without torchvision's own file and line
+    if picture.ndim == 4:
+        picture = picture[0]  # an animation
+    if picture.dtype != torch.uint8:
+        picture = F.to_dtype(picture, torch.uint8, scale=True)  # 16 bits a channel
     if min(picture.shape[1:]) != size:
         picture = F.resize(picture, [size], F.InterpolationMode.BICUBIC, antialias=True)
     return F.center_crop(picture, [size, size]).permute(1, 2, 0).numpy()

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
@@ -78,29 +80,35 @@ class ClassFolders:
 class Parquet:
     """`train-*.parquet` and `validation-*.parquet` or `test-*.parquet` with columns `image` or `img` (a struct with
     `bytes`) and an integer `label`; class names from the schema's `huggingface` metadata. Raises ValueError if a file
-    lacks them."""
+    lacks them or has other classes than the first."""
 
     def __init__(self, root: Path):
         self.files = {"train": sorted(root.glob("train-*.parquet"))}
         self.files["val"] = next((f for name in VAL_NAMES if (f := sorted(root.glob(f"{name}-*.parquet")))), [])
         if missing := [split for split, files in self.files.items() if not files]:
             raise ValueError(f"source={root} has no parquet file for {' and '.join(missing)}")
-        first = pq.ParquetFile(self.files["train"][0])
+        files = [_open_parquet(file) for split in self.files.values() for file in split]
+        first = files[0]
         names = first.schema_arrow.names
         self.image = next((name for name in ("image", "img") if name in names), None)
         self.label = next((name for name in ("label", "fine_label", "labels") if name in names), None)
         if self.image is None or self.label is None:
             raise ValueError(f"{self.files['train'][0]} needs columns image and label, but has {', '.join(names)}")
-        self.classes = self._class_names(first)
-        self.rows = sum(pq.ParquetFile(file).metadata.num_rows for files in self.files.values() for file in files)
+        for path, file in zip((path for split in self.files.values() for path in split), files, strict=True):
+            if not {self.image, self.label} <= set(file.schema_arrow.names):
+                raise ValueError(f"{path} needs columns {self.image} and {self.label}, as the first file has")
+            if self._named_classes(file) != self._named_classes(first):
+                raise ValueError(f"{path} has other class names than {self.files['train'][0].name}")
+        self.classes = self._named_classes(first) or self._numbered_classes()
+        self.rows = sum(file.metadata.num_rows for file in files)
 
-    def _class_names(self, file: pq.ParquetFile) -> list[str]:
+    def _named_classes(self, file: pq.ParquetFile) -> list[str] | None:
         metadata = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-        names = metadata.get("info", {}).get("features", {}).get(self.label, {}).get("names")
-        if names is None:
-            labels = pq.read_table(self.files["train"][0], columns=[self.label])[self.label].to_pylist()
-            names = [str(label) for label in range(max(labels) + 1)]
-        return names
+        return metadata.get("info", {}).get("features", {}).get(self.label, {}).get("names")
+
+    def _numbered_classes(self) -> list[str]:
+        labels = (pq.read_table(file, columns=[self.label])[self.label] for file in self.files["train"])
+        return [str(label) for label in range(max(pc.max(column).as_py() or 0 for column in labels) + 1)]
 
     def __len__(self) -> int:
         return self.rows
@@ -113,8 +121,15 @@ class Parquet:
                     for image, label in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
                         if label is None or not 0 <= label < len(self.classes):
                             raise ValueError(f"{file} row {row}: label {label} lies outside 0..{len(self.classes) - 1}")
-                        yield Encoded(split, image["bytes"], label, f"{file.name} row {row}")
+                        yield Encoded(split, (image or {}).get("bytes") or b"", label, f"{file.name} row {row}")
                         row += 1
+
+
+def _open_parquet(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except pa.ArrowInvalid:
+        raise ValueError(f"{file} is torn or no parquet file: fetch it again") from None
 
 
 def _val_folder(root: Path) -> Path:

@@ -9,6 +9,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ SHARD = 4096  # pictures; 805 MB at 256 × 256
 class Split:
     """The pictures and labels of `train` or `val`."""
 
-    def __init__(self, shards: list[np.ndarray], labels: np.ndarray, size: int):
+    def __init__(self, shards: Sequence[np.ndarray], labels: np.ndarray, size: int):
         self.shards, self.labels, self.size = shards, labels, size
 
     def __len__(self) -> int:
@@ -46,7 +47,7 @@ class Store:
                 f"data.folder={folder} holds no prepared store (no manifest.json): "
                 f"run `python prepare.py source=… folder={folder}` first"
             )
-        self.manifest: dict[str, Any] = json.loads(file.read_text())
+        self.manifest: dict[str, Any] = _read_manifest(file)
         self.size: int = self.manifest["size"]
         self.classes: list[str] = self.manifest["classes"]
         problems = self._problems()
@@ -60,7 +61,7 @@ class Store:
         self.splits = {name: self._split(name) for name in self.manifest["splits"]}
 
     def _problems(self) -> list[str]:
-        problems = []
+        problems = self._array_problems("mean.npy", (self.size, self.size, 3))
         for name, split in self.manifest["splits"].items():
             for shard in split["shards"]:
                 path = self.folder / shard["file"]
@@ -68,12 +69,22 @@ class Store:
                 actual = path.stat().st_size if path.is_file() else 0
                 if actual != expected:
                     problems.append(f"{path.name} has {actual} bytes and not {expected}")
-            labels = np.load(self.folder / f"{name}-labels.npy")
-            if len(labels) != split["count"]:
-                problems.append(f"{name}-labels.npy has {len(labels)} labels and not {split['count']}")
-            elif len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-                problems.append(f"{name}-labels.npy has labels outside 0..{len(self.classes) - 1}")
+            problems += self._label_problems(f"{name}-labels.npy", split["count"])
         return problems
+
+    def _label_problems(self, name: str, count: int) -> list[str]:
+        if problems := self._array_problems(name, (count,)):
+            return problems
+        labels = np.load(self.folder / name)
+        inside = count == 0 or 0 <= labels.min() <= labels.max() < len(self.classes)
+        return [] if inside else [f"{name} has labels outside 0..{len(self.classes) - 1}"]
+
+    def _array_problems(self, name: str, shape: tuple[int, ...]) -> list[str]:
+        try:
+            actual = np.load(self.folder / name).shape
+        except (OSError, ValueError, EOFError):
+            return [f"{name} is missing or torn"]
+        return [] if actual == shape else [f"{name} has shape {actual} and not {shape}"]
 
     def _split(self, name: str) -> Split:
         shape = (self.size, self.size, 3)
@@ -84,8 +95,22 @@ class Store:
         return Split(shards, np.load(self.folder / f"{name}-labels.npy"), self.size)
 
 
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text())
+    except ValueError:
+        raise ValueError(f"{file} is torn: delete {file.parent} and prepare it again") from None
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{file} has format {manifest.get('format')} and not {FORMAT}: delete {file.parent} and prepare it again"
+        )
+    return manifest
+
+
 class StoreWriter:
     """Writes a store that appears under its name only when it is whole; use it in a `with` statement.
+
+    Raises FileExistsError if the folder is there already, and ValueError unless both `train` and `val` have pictures.
 
     `prepared_with` is kept in the manifest: source, resampler, versions.
     """
@@ -98,6 +123,8 @@ class StoreWriter:
         self.products = np.zeros((3, 3))
 
     def __enter__(self) -> "StoreWriter":
+        if self.folder.exists():
+            raise FileExistsError(f"folder={self.folder} is there already: give another folder, or delete it")
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         return self
@@ -115,16 +142,16 @@ class StoreWriter:
                 self.products += picture.T @ picture  # integers below 2^53: exact
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        for writer in self.writers.values():
-            writer.close()
-        if kind is None:
-            self._finish()
-        else:
-            shutil.rmtree(self.partial, ignore_errors=True)
+        try:
+            for writer in self.writers.values():
+                writer.close()
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)  # a whole store has left it by now
 
     def _finish(self) -> None:
         if "train" not in self.writers or "val" not in self.writers:
-            shutil.rmtree(self.partial)
             raise ValueError(f"{self.folder} needs pictures to train on and to validate with; one of them has none")
         count = len(self.writers["train"].labels)
         pixels = count * self.size**2
