@@ -3,11 +3,12 @@
 import hydra
 from omegaconf import DictConfig
 
-import alexnet.entry  # noqa: F401  (registers the resolvers of conf/)
+from alexnet.entry import check_options
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
+    check_options(cfg)
     from alexnet.results.evaluate import evaluate
 
     evaluate(cfg)

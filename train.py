@@ -3,11 +3,16 @@
 import hydra
 from omegaconf import DictConfig
 
-import alexnet.entry  # noqa: F401  (registers the resolvers of conf/)
+from alexnet.entry import check_options, clear_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
+    check_options(cfg)
+    with clear_errors():
+        from alexnet.training.checks import checked
+
+        cfg = checked(cfg)
     from alexnet.training.train import train
 
     return train(cfg)

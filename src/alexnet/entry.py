@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,18 @@ from omegaconf import DictConfig, OmegaConf
 TRUSTED = ("alexnet.", "torch.", "lightning.")
 
 
-def _run_folder(resume: str | None, name: str) -> str:
-    """The folder of the run that is resumed, or a new one of its own."""
-    return resume or f"outputs/train/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{name}"
+OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)
 
 
-OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
+MENDABLE = (ValueError, TypeError, FileNotFoundError, FileExistsError, InstantiationException)
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
+def clear_errors(kinds: tuple[type[Exception], ...] = MENDABLE) -> Iterator[None]:
     """Turns what a user can mend into one line and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback instead."""
     try:
         yield
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, InstantiationException) as error:
+    except kinds as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         cause: BaseException = error
@@ -41,16 +38,16 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def check_types(cfg: DictConfig) -> None:
-    """Compares each typed value with the default's type. Raises ValueError that lists every mismatch."""
+@clear_errors()
+def check_options(cfg: DictConfig) -> None:
+    """Ends with one line if mandatory options are missing or typed values have another type than the default's."""
     hydra = HydraConfig.get()
     typed = [text for text in hydra.overrides.task if "=" in text and text[0] not in "+~"]
     choices = hydra.runtime.choices
     groups = [text for text in typed if text.split("=", 1)[0] in choices]
     defaults = compose(hydra.job.config_name, overrides=groups)
-    problems = []
-    for text in typed:
-        key = text.split("=", 1)[0]
+    problems = [f"{key} is missing: give {key}=…" for key in sorted(OmegaConf.missing_keys(cfg))]
+    for key in (text.split("=", 1)[0] for text in typed):
         if key in choices:
             continue
         default, value = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
@@ -93,3 +90,11 @@ def read_run(folder: str | Path) -> DictConfig:
     check_targets(OmegaConf.to_container(cfg))
     assert isinstance(cfg, DictConfig)
     return cfg
+
+
+def checkpoint_file(run: str | Path, name: str) -> Path:
+    """`best` or `last` of a run's folder. Raises FileNotFoundError if the run saved none."""
+    file = Path(run) / "checkpoints" / f"{name}.ckpt"
+    if not file.is_file():
+        raise FileNotFoundError(f"{run} has no checkpoints/{name}.ckpt: no epoch of that run ended")
+    return file

@@ -7,19 +7,19 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from alexnet.data import shapes
 from alexnet.data.augment import Augment
 from alexnet.data.loader import Batch, Loader, Order
-from alexnet.data.store import Store
+from alexnet.data.store import open_store
 
 Images = tuple[Tensor, Tensor, Tensor]  # images (n, 3, crop, crop) float32, labels (n,) int64, weights (n,) float32
 
 
 class StoreData(L.LightningDataModule):
-    """Pictures of a prepared store (`prepare.py` makes one).
+    """Pictures of a prepared store.
 
     Arguments:
         folder: the store.
+        make: fills the folder if it is empty; null expects that `prepare.py` did.
         batch_size: pictures a step, of all devices together.
         threads: that read ahead, per process.
         augment: builds the `Augment` from the store's statistics.
@@ -27,19 +27,21 @@ class StoreData(L.LightningDataModule):
     Raises FileNotFoundError or ValueError if the folder holds no whole store.
     """
 
-    def __init__(self, folder: str, batch_size: int, threads: int, augment: Callable[..., Augment], seed: int):
+    def __init__(
+        self,
+        folder: str,
+        make: Callable[[Path], None] | None,
+        batch_size: int,
+        threads: int,
+        augment: Callable[..., Augment],
+        seed: int,
+    ):
         super().__init__()
-        if batch_size < 1 or threads < 1:
-            raise ValueError(f"data.batch_size={batch_size} and data.threads={threads} must be at least 1")
-        self.folder, self.batch_size, self.threads, self.seed = Path(folder), batch_size, threads, seed
-        self.build_augment = augment
-        self.open()
-
-    def open(self) -> None:
-        self.store = Store(self.folder)
-        self.classes = self.store.classes
-        store = self.store
-        self.augment = self.build_augment(store.mean, store.color_std, store.color_vectors, self.seed)
+        if threads < 1:
+            raise ValueError(f"data.threads={threads} must be at least 1")
+        self.store = store = open_store(folder, make)
+        self.batch_size, self.threads, self.seed, self.classes = batch_size, threads, seed, store.classes
+        self.augment = augment(store.mean, store.color_std, store.color_vectors, seed)
 
     def order(self, split: str, rank: int = 0, world_size: int = 1) -> Order:
         pictures = len(self.store.splits[split])
@@ -65,18 +67,3 @@ class StoreData(L.LightningDataModule):
         else:
             images = self.augment.center(batch.pictures)
         return images, batch.labels, batch.weights
-
-
-class ShapesData(StoreData):
-    """The embedded picture set (`shapes.py`), rendered into `folder` when it is first needed.
-
-    Arguments beyond `StoreData`'s: the number of `train` and `val` pictures, and `set_seed`, which draws them.
-    """
-
-    def __init__(self, *, train: int, val: int, set_seed: int, **store: object):
-        self.sizes = {"seed": set_seed, "train": train, "val": val}
-        super().__init__(**store)  # type: ignore[arg-type]
-
-    def open(self) -> None:
-        shapes.make_store(self.folder, **self.sizes)
-        super().open()

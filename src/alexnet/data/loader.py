@@ -32,9 +32,9 @@ class Order:
     """
 
     def __init__(self, pictures: int, batch_size: int, seed: int, rank: int, world_size: int, train: bool):
-        if batch_size % world_size:
+        if batch_size < 1 or batch_size % world_size:
             near = batch_size - batch_size % world_size
-            nearest = " or ".join(str(n) for n in (near, near + world_size) if n)
+            nearest = " or ".join(str(n) for n in (near, near + world_size) if n > 0)
             raise ValueError(
                 f"data.batch_size={batch_size} (of all devices together) does not divide by {world_size} devices: "
                 f"take {nearest}"

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
 from alexnet.data.sources import Encoded, Source, open_source
 from alexnet.data.store import Store, StoreWriter
-from alexnet.entry import check_types, clear_errors
+from alexnet.entry import clear_errors
 
 log = logging.getLogger(__name__)
 CHUNK = 256  # pictures decoded before they are written
@@ -28,9 +28,6 @@ REPORT = 10  # seconds between lines of the log
 
 def prepare(cfg: DictConfig) -> None:
     with clear_errors():
-        check_types(cfg)
-        if missing := sorted(OmegaConf.missing_keys(cfg)):
-            raise ValueError(f"give {' and '.join(missing)}: python prepare.py source=<pictures> folder=<new store>")
         if cfg.size < 1:
             raise ValueError(f"size={cfg.size} must be at least 1 pixel")
         torch.set_num_threads(1)  # the pool keeps the cores busy

@@ -54,23 +54,20 @@ def render_many(seed: int, split: str, indices: range) -> tuple[np.ndarray, np.n
     return np.stack(pictures), np.array(labels, np.int64)
 
 
-def make_store(folder: str | Path, seed: int, train: int, val: int) -> Store:
-    """The set as a store under `folder`, rendered unless it is already there. Raises ValueError if another one is."""
+def render_store(folder: Path, *, seed: int, train: int, val: int) -> None:
+    """The set as a store under `folder`, unless it is there already. Raises ValueError if another store is."""
     made_of = {"source": "alexnet.data.shapes", "seed": seed, "train": train, "val": val}
-    if not (Path(folder) / "manifest.json").is_file():
-        log.info("rendering %d + %d pictures into %s", train, val, folder)
-        with StoreWriter(folder, SIZE, CLASSES, made_of) as writer:
-            chunks = [
-                (split, i, min(i + 100, n)) for split, n in (("train", train), ("val", val)) for i in range(0, n, 100)
-            ]
-            for split, first, last in track(chunks, "rendering", transient=True, disable=not sys.stderr.isatty()):
-                writer.add(split, *render_many(seed, split, range(first, last)))
-    store = Store(folder)
-    if store.manifest["prepared_with"] != made_of:
-        raise ValueError(
-            f"data.folder={folder} holds {store.manifest['prepared_with']}: give another folder, or delete it"
-        )
-    return store
+    if (folder / "manifest.json").is_file():
+        if (there := Store(folder).manifest["prepared_with"]) != made_of:
+            raise ValueError(f"data.folder={folder} holds {there}: give another folder, or delete it")
+        return
+    log.info("rendering %d + %d pictures into %s", train, val, folder)
+    with StoreWriter(folder, SIZE, CLASSES, made_of) as writer:
+        chunks = [
+            (split, i, min(i + 100, n)) for split, n in (("train", train), ("val", val)) for i in range(0, n, 100)
+        ]
+        for split, first, last in track(chunks, "rendering", transient=True, disable=not sys.stderr.isatty()):
+            writer.add(split, *render_many(seed, split, range(first, last)))
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:
@@ -122,7 +119,7 @@ def _silhouette(shape: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _texture(texture: int, rng: np.random.Generator) -> np.ndarray:
     """Stripes or dots, (256, 256) in [0, 1]."""
-    period = rng.uniform(18, 28)
+    period = rng.uniform(9, 16)
     x, y = _turned(rng.uniform(0, SIZE, 2), rng.uniform(0, 2 * np.pi)) * np.float32(2 * np.pi / period)
     wave = np.sin(x) if texture == 0 else np.cos(x) + np.cos(y) - 0.5
     return (wave * 3 + 0.5).clip(0, 1)

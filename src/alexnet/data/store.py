@@ -9,7 +9,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -93,6 +93,13 @@ class Store:
             for shard in self.manifest["splits"][name]["shards"]
         ]
         return Split(shards, np.load(self.folder / f"{name}-labels.npy"), self.size)
+
+
+def open_store(folder: str | Path, make: Callable[[Path], None] | None = None) -> Store:
+    """The store in `folder`, which `make` fills first if it is given. Raises what `Store` and `make` do."""
+    if make:
+        make(Path(folder))
+    return Store(folder)
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:

@@ -1,9 +1,6 @@
 """A finished run's errors on its validation set, from the centre crop and from ten views (§4.1)."""
 
 import json
-import logging
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +13,21 @@ from torch import Tensor, nn
 
 from alexnet.data.augment import TEN_VIEWS, Augment
 from alexnet.data.datamodule import StoreData
-from alexnet.entry import check_types, clear_errors, read_run
+from alexnet.entry import checkpoint_file, clear_errors, read_run
+from alexnet.training.checkpoints import weights_for
 from alexnet.training.metrics import Errors
-
-log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, dict[str, float]]:
     """Prints the table and writes result.json beside the checkpoint. Gives {view: {error: value}}."""
     with clear_errors():
-        check_types(cfg)
-        file = checkpoint_file(cfg)
-        data, net = load(cfg, file)
+        stored = read_run(cfg.run)
+        file = checkpoint_file(cfg.run, cfg.checkpoint)
+        if cfg.batch_size:
+            stored.data.batch_size = cfg.batch_size
+        data: StoreData = instantiate(stored.data)
+        net: nn.Module = instantiate(stored.model)
+        net.load_state_dict(weights_for(net, file))
         device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     results = measure(net.to(device).eval(), data, device)
     table = Table(
@@ -38,51 +38,6 @@ def evaluate(cfg: DictConfig) -> dict[str, dict[str, float]]:
     Console().print(table)
     (file.parent / "result.json").write_text(json.dumps({"checkpoint": file.name, **results}, indent=2) + "\n")
     return results
-
-
-def checkpoint_file(cfg: DictConfig) -> Path:
-    if cfg.checkpoint not in ("best", "last"):
-        file = Path(cfg.checkpoint)
-    else:
-        read_run(cfg.run)
-        file = Path(cfg.run) / "checkpoints" / f"{cfg.checkpoint}.ckpt"
-    if not file.is_file():
-        raise FileNotFoundError(f"checkpoint={cfg.checkpoint}: there is no {file}")
-    return file
-
-
-def load(cfg: DictConfig, file: Path) -> tuple[StoreData, nn.Module]:
-    """The run's data and its network with the weights of `file`."""
-    stored = read_run(cfg.run)
-    if cfg.batch_size:
-        stored.data.batch_size = cfg.batch_size
-    data: StoreData = instantiate(stored.data)
-    net: nn.Module = instantiate(stored.model)
-    load_weights(net, file)
-    return data, net
-
-
-def load_weights(net: nn.Module, file: Path) -> None:
-    """Raises ValueError if `file` holds another network, naming the first differences."""
-    try:
-        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{file} is no whole checkpoint: {error}") from error
-    weights = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
-    check_weights(net, weights, str(file))
-    net.load_state_dict(weights)
-
-
-def check_weights(net: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    ours = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in weights.items()}
-    different = [
-        f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
-        for name in {**ours, **theirs}
-        if ours.get(name) != theirs.get(name)
-    ]
-    if different:
-        raise ValueError(f"{source} holds another network: {'; '.join(different[:3])} ({len(different)} differences)")
 
 
 @torch.inference_mode()

@@ -52,8 +52,7 @@ class Progress(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.begun = self.last = time.monotonic()
         self.first = trainer.global_step
-        assert isinstance(module, Classifier)
-        self.total = module.total_steps
+        self.total = int(trainer.estimated_stepping_batches)
         if trainer.is_global_zero and sys.stderr.isatty():
             self.bar = Bar(
                 TextColumn("{task.description}"),

@@ -11,8 +11,9 @@ class Errors(Metric):
     """Top-k errors and the mean loss of weighted pictures; counts are summed over ranks.
 
     `update(scores, labels, weights, loss)` takes (n, classes) logits or probabilities, (n,) labels, (n,) weights of 0
-    or 1 and (n,) losses. `compute()` gives {"top1_error": …, "top5_error": …, "loss": …} and raises ValueError if a
-    score was not finite, or nothing was counted. Ties go to the lower class number, as `torch.topk` has them.
+    or 1 and (n,) losses. `compute()` gives {"top1_error": …, "top5_error": …, "loss": …} and raises FloatingPointError
+    if a score was not finite, ValueError if nothing was counted. Ties go to the lower class number, as
+    `torch.topk` has them.
     """
 
     full_state_update = False
@@ -42,7 +43,7 @@ class Errors(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         if self.broken > 0:
-            raise ValueError(
+            raise FloatingPointError(
                 f"the net's output is not finite for {int(self.broken)} of {int(self.pictures)} pictures: "
                 "training has diverged; lower optimizer.lr"
             )

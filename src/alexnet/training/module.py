@@ -20,7 +20,6 @@ class Classifier(L.LightningModule):
         classes: names, one for each output.
         optimizer: builds the optimiser from the net.
         schedule: builds Lightning's scheduler entry from the optimiser and the number of steps.
-        total_steps: of the run.
         seed: of dropout's masks, which are drawn anew from (seed, step, rank), so that a resumed run repeats them.
         config: the run's whole configuration, kept in every checkpoint as plain values.
     """
@@ -31,13 +30,12 @@ class Classifier(L.LightningModule):
         classes: list[str],
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         schedule: Callable[[torch.optim.Optimizer, int], dict[str, Any]],
-        total_steps: int,
         seed: int,
         config: dict[str, Any],
     ):
         super().__init__()
         self.net, self.classes, self.seed, self.config = net, classes, seed, config
-        self.build_optimizer, self.build_schedule, self.total_steps = optimizer, schedule, total_steps
+        self.build_optimizer, self.build_schedule = optimizer, schedule
         self.train_errors, self.val_errors = Errors(len(classes)), Errors(len(classes))
         self.val_counts: dict[str, int] = {}
 
@@ -77,7 +75,8 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.net)
-        return {"optimizer": optimizer, "lr_scheduler": self.build_schedule(optimizer, self.total_steps)}
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": self.build_schedule(optimizer, total_steps)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"], checkpoint["classes"] = self.config, self.classes

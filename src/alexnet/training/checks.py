@@ -1,0 +1,74 @@
+"""All that can be checked of a run before Lightning is imported, which takes seconds; first what needs no torch."""
+
+import os
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet.data.store import Store, open_store
+from alexnet.entry import checkpoint_file, read_run
+
+
+def checked(cfg: DictConfig) -> DictConfig:
+    """The run's configuration, or with `resume` the stored one with the values typed now over it.
+
+    Raises ValueError or FileNotFoundError if it can't be trained."""
+    if cfg.resume:
+        cfg = _resumed(cfg)
+    store = open_store(cfg.data.folder, instantiate(cfg.data.make))
+    if cfg.model.num_classes is None:
+        cfg.model.num_classes = len(store.classes)
+    if cfg.model.num_classes < len(store.classes):
+        raise ValueError(
+            f"model.num_classes={cfg.model.num_classes}, but the data has {len(store.classes)} classes: "
+            "leave it null, or give at least as many"
+        )
+    _check_devices(cfg.trainer)
+    _check_batches(cfg, store)
+    _check_net(cfg)
+    return cfg
+
+
+def _resumed(cfg: DictConfig) -> DictConfig:
+    hydra = HydraConfig.get()
+    stored = read_run(cfg.resume)
+    checkpoint_file(cfg.resume, "last")
+    typed = [text for text in hydra.overrides.task if not text.startswith("resume=")]
+    groups = [text for text in typed if text.split("=")[0] in hydra.runtime.choices]
+    if groups:
+        raise ValueError(f"resume={cfg.resume} keeps the run's choices: leave out {' '.join(groups)}")
+    return DictConfig(OmegaConf.merge(stored, OmegaConf.from_dotlist([*typed, f"resume={cfg.resume}"])))
+
+
+def _check_devices(trainer: DictConfig) -> None:
+    import torch
+
+    devices, accelerator = trainer.devices, trainer.accelerator
+    if devices < 1:
+        raise ValueError(f"trainer.devices={devices} must be at least 1")
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and not gpus:
+        raise ValueError(f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use")
+    if accelerator != "cpu" and gpus:
+        there, kind = gpus, "GPUs"
+    else:
+        # CPU processes stand in for GPUs, so there may be more of them than cores, within reason.
+        there, kind = 4 * (os.cpu_count() or 1), "processes, four a core"
+    if devices > there:
+        raise ValueError(f"trainer.devices={devices}, but this machine has {there} {kind}")
+
+
+def _check_batches(cfg: DictConfig, store: Store) -> None:
+    from alexnet.data.loader import Order
+
+    world_size = cfg.trainer.devices * cfg.trainer.num_nodes
+    Order(len(store.splits["train"]), cfg.data.batch_size, cfg.seed, 0, world_size, train=True)
+
+
+def _check_net(cfg: DictConfig) -> None:
+    from alexnet.training.checkpoints import weights_for
+
+    net = instantiate(cfg.model)
+    if cfg.resume:
+        weights_for(net, checkpoint_file(cfg.resume, "last"))
