@@ -1,14 +1,12 @@
 """Trains a network: `python train.py model=alexnet trainer.devices=2`. All options: `python train.py --help`."""
 
-import hydra
 from omegaconf import DictConfig
 
-from alexnet.entry import check_options, clear_errors
+from alexnet.entry import clear_errors, door
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@door("train")
 def main(cfg: DictConfig) -> float:
-    check_options(cfg)
     with clear_errors():
         from alexnet.training.checks import checked
 

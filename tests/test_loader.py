@@ -38,7 +38,7 @@ def test_loader_gives_the_stores_bytes_and_goes_on_where_it_was(small_store):
     loader = Loader(split, Order(48, 8, 0, 0, 1, train=True))
     first = batches(loader)
     for pictures, labels, ids in first:
-        expected = np.empty((8, 40, 40, 3), np.uint8)
+        expected = np.empty((8, 72, 72, 3), np.uint8)
         split.read(ids.numpy(), expected)
         np.testing.assert_array_equal(pictures.numpy(), expected)
         np.testing.assert_array_equal(labels.numpy(), split.labels[ids.numpy()])

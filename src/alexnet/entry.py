@@ -1,25 +1,50 @@
-"""What every door needs before torch is imported: resolvers of `conf/`, checks of the typed options, clear errors."""
+"""What every door needs before torch is imported: its options, checks of those typed, clear errors, a run's folder."""
 
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 TRUSTED = ("alexnet.", "torch.", "lightning.")
 
 
+CONF = Path(__file__).parents[2] / "conf"
+MENDABLE = (ValueError, TypeError, FileNotFoundError, FileExistsError, InstantiationException)
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
 OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)
 
 
-MENDABLE = (ValueError, TypeError, FileNotFoundError, FileExistsError, InstantiationException)
+def door(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Makes a task, configured by `conf/<name>.yaml`, the main function of a door; wrong options end in one line."""
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
+        def configured(cfg: DictConfig) -> Any:
+            if not TRACEBACKS:
+                os.environ.pop("HYDRA_FULL_ERROR", None)
+            with clear_errors():
+                check_options(cfg)
+            return task(cfg)
+
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print on several lines
+            with clear_errors((HydraException, OmegaConfBaseException)):
+                configured()
+
+        return main
+
+    return decorate
 
 
 @contextmanager
@@ -28,7 +53,7 @@ def clear_errors(kinds: tuple[type[Exception], ...] = MENDABLE) -> Iterator[None
     try:
         yield
     except kinds as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if TRACEBACKS:
             raise
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__:
@@ -38,14 +63,14 @@ def clear_errors(kinds: tuple[type[Exception], ...] = MENDABLE) -> Iterator[None
         sys.exit(1)
 
 
-@clear_errors()
 def check_options(cfg: DictConfig) -> None:
-    """Ends with one line if mandatory options are missing or typed values have another type than the default's."""
-    hydra = HydraConfig.get()
-    typed = [text for text in hydra.overrides.task if "=" in text and text[0] not in "+~"]
-    choices = hydra.runtime.choices
+    """Raises ValueError that lists every mandatory option that is missing, and every typed value of another type than
+    the default's."""
+    options = HydraConfig.get()
+    typed = [text for text in options.overrides.task if "=" in text and text[0] not in "+~"]
+    choices = options.runtime.choices
     groups = [text for text in typed if text.split("=", 1)[0] in choices]
-    defaults = compose(hydra.job.config_name, overrides=groups)
+    defaults = compose(options.job.config_name, overrides=groups)
     problems = [f"{key} is missing: give {key}=…" for key in sorted(OmegaConf.missing_keys(cfg))]
     for key in (text.split("=", 1)[0] for text in typed):
         if key in choices:

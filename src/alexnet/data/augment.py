@@ -20,6 +20,7 @@ class Augment:
         color_std, color_vectors: (3,) and (3, 3) principal components of its RGB values, 0-255; vectors in columns.
         seed: of all draws.
         crop: height and width that the net sees; the training set's pictures are at least as large.
+        random_crop: False takes the centre in training as well.
         mirror: half of the training pictures are mirrored.
         color_noise: the coefficient c; 0 turns it off.
         convention: `source` adds c · Σ z·s·p per picture with s the standard deviations, divides by 1 + c in
@@ -36,6 +37,7 @@ class Augment:
         seed: int = 0,
         *,
         crop: int = 224,
+        random_crop: bool = True,
         mirror: bool = True,
         color_noise: float = 0.1,
         convention: str = "source",
@@ -53,12 +55,15 @@ class Augment:
         self.mean = torch.from_numpy(np.ascontiguousarray(mean, np.float32))
         self.color = torch.from_numpy(np.asarray(color_vectors, np.float32) * spread).T.contiguous()
         self.seed, self.crop, self.border = seed, crop, size - crop
-        self.mirror, self.color_noise, self.convention, self.scale = mirror, color_noise, convention, scale
+        self.random_crop, self.mirror, self.color_noise = random_crop, mirror, color_noise
+        self.convention, self.scale = convention, scale
 
     def train(self, pictures: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
         draws = keyed_uniform(self.seed, epoch, ids, 9)
         offsets = (draws[:, :2] * (self.border + 1)).long()
+        if not self.random_crop:
+            offsets.fill_(self.border // 2)
         mirrored = draws[:, 2] < 0.5 if self.mirror else None
         x = self._centered(pictures, offsets[:, 0], offsets[:, 1], mirrored)
         shift = self.color_noise * normal(draws[:, 3:]) @ self.color.to(x.device)

@@ -11,13 +11,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as F
 
-from alexnet.data.sources import Encoded, Source, open_source
+from alexnet.data.sources import Source, open_source
 from alexnet.data.store import Store, StoreWriter
 from alexnet.entry import clear_errors
 
@@ -30,7 +27,6 @@ def prepare(cfg: DictConfig) -> None:
     with clear_errors():
         if cfg.size < 1:
             raise ValueError(f"size={cfg.size} must be at least 1 pixel")
-        torch.set_num_threads(1)  # the pool keeps the cores busy
         store = prepare_store(cfg.source, cfg.folder, cfg.size)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in store.splits.items())
     log.info("%s: %s pictures of %d×%d, %d classes", cfg.folder, counts, store.size, store.size, len(store.classes))
@@ -60,14 +56,18 @@ def prepare_store(path: str, folder: str, size: int) -> Store:
 
 def _decoded(source: Source, size: int, bad: list[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Chunks (split, pictures, labels), each of one split; unreadable pictures are named in `bad`."""
+    import torch
+
+    from alexnet.data.decode import decode  # imports torchvision, which takes seconds: after the source was looked at
+
     columns = (*Progress.get_default_columns()[:1], BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty())
     begun = last = time.monotonic()
     done, pictures = 0, iter(source)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar, ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         task = bar.add_task("preparing", total=len(source))
         while chunk := list(islice(pictures, CHUNK)):
-            results = pool.map(lambda item: _decode(item, size), chunk)
+            results = pool.map(lambda item: decode(item.data, size), chunk)
             ready = list(zip(chunk, results, strict=True))
             unread = [f"{item.name}: {result}" for item, result in ready if isinstance(result, str)]
             for line in unread:
@@ -82,21 +82,3 @@ def _decoded(source: Source, size: int, bad: list[str]) -> Iterator[tuple[str, n
             if bar.disable and (now := time.monotonic()) - last > REPORT:
                 last, rate = now, done / (now - begun)
                 log.info("%d/%d pictures, %.0f/s, ETA %.0f s", done, len(source), rate, (len(source) - done) / rate)
-
-
-def _decode(item: Encoded, size: int) -> np.ndarray | str:
-    """(size, size, 3) uint8, or what is wrong with the picture."""
-    if not item.data:
-        return "is empty"
-    try:
-        data = torch.frombuffer(bytearray(item.data), dtype=torch.uint8)
-        picture = decode_image(data, ImageReadMode.RGB)
-    except (RuntimeError, ValueError) as error:
-        return str(error).splitlines()[0].split(", ", 2)[-1]  # without torchvision's own file and line
-    if picture.ndim == 4:
-        picture = picture[0]  # an animation
-    if picture.dtype != torch.uint8:
-        picture = F.to_dtype(picture, torch.uint8, scale=True)  # 16 bits a channel
-    if min(picture.shape[1:]) != size:
-        picture = F.resize(picture, [size], F.InterpolationMode.BICUBIC, antialias=True)
-    return F.center_crop(picture, [size, size]).permute(1, 2, 0).numpy()

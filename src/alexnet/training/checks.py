@@ -3,6 +3,7 @@
 import os
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,6 +46,9 @@ def _check_devices(trainer: DictConfig) -> None:
     import torch
 
     devices, accelerator = trainer.devices, trainer.accelerator
+    if devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        # Lightning starts the other ranks by the sweep's own command, and each would run a sweep of its own.
+        raise ValueError(f"trainer.devices={devices} can't be swept with -m in one process: start each run by itself")
     if devices < 1:
         raise ValueError(f"trainer.devices={devices} must be at least 1")
     gpus = torch.cuda.device_count()

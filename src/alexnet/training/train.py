@@ -110,7 +110,7 @@ def git_commit() -> str | None:
 
 def write_result(run: Run) -> float:
     """result.json, the HPARAMS tab and a last line. Gives the best top-1 error."""
-    metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    metrics = {k: float(v) for k, v in run.trainer.callback_metrics.items() if not k.startswith("speed/")}
     checkpoint: Any = run.trainer.checkpoint_callback
     best = float(checkpoint.best_model_score) if checkpoint and checkpoint.best_model_score is not None else None
     result = {
