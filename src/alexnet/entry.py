@@ -22,7 +22,13 @@ CONF = Path(__file__).parents[2] / "conf"
 MENDABLE = (ValueError, TypeError, FileNotFoundError, FileExistsError, InstantiationException)
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)
+
+def _run_folder(resume: str | None, fresh: str) -> str:
+    """The folder of the run that is resumed, if it is one; else a new one."""
+    return resume if resume and (Path(resume) / "config.yaml").is_file() else fresh
+
+
+OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
 def door(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:

@@ -1,6 +1,6 @@
 """The four-layer CIFAR-10 nets: Fig. 1's ReLU against tanh, and the 13 % and 11 % nets of §3.3."""
 
-from math import ceil, sqrt
+from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class CifarConv4(nn.Sequential):
     ):
         super().__init__()
         first, third = round(32 * width), round(64 * width)
-        side = ceil(crop / 8)  # three pools, rounded up
+        side = crop // 8  # after three pools
         self.conv1 = nn.Conv2d(3, first, 5, padding=2)
         self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.relu1 = activation_named(activation)
@@ -53,7 +53,7 @@ class CifarLocal(nn.Sequential):
 
     def __init__(self, *, num_classes: int = 10, crop: int = 24, norm: bool = False, init: str = "source_2012"):
         super().__init__()
-        side = ceil(crop / 4)
+        side = crop // 4
         local3 = 64 if norm else 32
         self.conv1 = nn.Conv2d(3, 64, 5, padding=2)
         self.relu1 = nn.ReLU()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alexnet.data.augment import TEN_VIEWS, Augment
 from alexnet.data.datamodule import StoreData
 from alexnet.entry import checkpoint_file, clear_errors, read_run
-from alexnet.training.checkpoints import weights_for
+from alexnet.training.checkpoints import read_checkpoint, weights_for
 from alexnet.training.metrics import Errors
 
 
@@ -27,7 +27,7 @@ def evaluate(cfg: DictConfig) -> dict[str, dict[str, float]]:
             stored.data.batch_size = cfg.batch_size
         data: StoreData = instantiate(stored.data)
         net: nn.Module = instantiate(stored.model)
-        net.load_state_dict(weights_for(net, file))
+        net.load_state_dict(weights_for(net, read_checkpoint(file)))
         device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     results = measure(net.to(device).eval(), data, device)
     table = Table(

@@ -71,8 +71,12 @@ def _check_batches(cfg: DictConfig, store: Store) -> None:
 
 
 def _check_net(cfg: DictConfig) -> None:
-    from alexnet.training.checkpoints import weights_for
+    from alexnet.training.checkpoints import read_checkpoint, weights_for
 
     net = instantiate(cfg.model)
     if cfg.resume:
-        weights_for(net, checkpoint_file(cfg.resume, "last"))
+        checkpoint = read_checkpoint(checkpoint_file(cfg.resume, "last"))
+        weights_for(net, checkpoint)
+        done = checkpoint["epoch"] + 1
+        if done >= cfg.trainer.max_epochs:
+            raise ValueError(f"resume={cfg.resume} has trained {done} epochs: give trainer.max_epochs=… beyond them")

@@ -1,0 +1,46 @@
+"""Every command of the README, shortened."""
+
+import re
+
+import pytest
+from conftest import ROOT, run
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+BY_CI = ("uv ", "python3 -m venv", ".venv/bin/")  # set-up: .ci/run's own commands
+
+
+@pytest.fixture
+def pictures(tmp_path, small_store):
+    from PIL import Image
+
+    for split, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
+        folder = tmp_path / "pictures" / split / name
+        folder.mkdir(parents=True)
+        for i, picture in enumerate(small_store.splits["train"].shards[0][:8]):
+            Image.fromarray(picture).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(BY_CI)])
+def test_command(command, here, small, small_store, pictures, tmp_path):
+    quick = ["data.batch_size=8", "trainer.max_epochs=1"]
+    narrow = ["model.width=0.1", "augment.crop=67", f"data.folder={small_store.folder}", "data.make=null"]
+    finished = tmp_path / "finished"
+    if "<run>" in command:
+        here("train.py", *small, *quick, f"hydra.run.dir={finished}")
+    command = re.sub(r"<folder[^>]*>", str(pictures), command.replace("outputs/train/<run>", str(finished)))
+    command = command.replace("folder=outputs/data", f"folder={tmp_path}").replace("size=32", "size=72")
+    program, door, *options = command.split()
+    if program == "tensorboard":
+        assert run("-m", "tensorboard.main", "--inspect", "--logdir", str(tmp_path)).returncode == 0
+    elif door != "train.py":
+        here(door, *options)
+    elif f"resume={finished}" in options:
+        here(door, f"resume={finished}", "trainer.max_epochs=2")
+    elif "trainer.devices=2" in options:
+        done = run(door, *options, *quick, *narrow, f"hydra.run.dir={tmp_path}", "trainer.accelerator=cpu")
+        assert done.returncode == 0, done.stderr
+    else:
+        place = f"hydra.{'sweep' if '-m' in options else 'run'}.dir={tmp_path}"
+        here(door, *[option for option in options if "data.folder" not in option], *quick, *narrow, place)
