@@ -3,13 +3,15 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alexnet.data.store import Store, StoreWriter
+from alexnet.data.store import Store
+from alexnet.data.write import Picture, Plan, write_store
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,17 +43,29 @@ def board(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder / "tensorboard"), {"images": 0, "scalars": 0, "tensors": 0}).Reload()
 
 
+def store_of(folder: Path, classes: list[str], **splits: tuple[np.ndarray, np.ndarray]) -> Store:
+    """A store of (pictures, labels) for `train` and `val`."""
+
+    def read(split: str, rows: range) -> Iterator[Picture]:
+        pictures, labels = splits[split]
+        for i in rows:
+            yield Picture(pictures[i].tobytes(), pictures[i], int(labels[i]), str(i))
+
+    counts = {name: len(labels) for name, (_, labels) in splits.items()}
+    return write_store(folder, Plan(splits["train"][0].shape[1], classes, counts, read, {"test": str(folder)}))
+
+
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory) -> Store:
     """48 pictures to train on and 1,003 to validate with, 72 × 72, five classes, each of a brightness of its own."""
     rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("data") / "store"
-    with StoreWriter(folder, 72, list("abcde"), {}) as writer:
-        for split, count in (("train", 48), ("val", 1003)):
-            labels = rng.integers(0, 5, count)
-            noise = rng.integers(0, 100, (count, 72, 72, 3))
-            writer.add(split, (noise + 30 * labels[:, None, None, None]).astype(np.uint8), labels)
-    return Store(folder)
+
+    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = rng.integers(0, 5, count)
+        noise = rng.integers(0, 100, (count, 72, 72, 3))
+        return (noise + 30 * labels[:, None, None, None]).astype(np.uint8), labels
+
+    return store_of(tmp_path_factory.mktemp("data") / "store", list("abcde"), train=split(48), val=split(1003))
 
 
 @pytest.fixture(scope="session")

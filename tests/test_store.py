@@ -2,16 +2,21 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import run
+from conftest import ROOT, run, store_of
 from PIL import Image
 
 from alexnet.data.prepare import prepare_store
-from alexnet.data.store import Store, StoreWriter
+from alexnet.data.store import Store
 
 
 def encoded(rng: np.random.Generator, mode: str, size: tuple[int, int], kind: str = "JPEG") -> bytes:
@@ -78,7 +83,11 @@ def test_parquet(tmp_path):
     wrong = table.set_column(1, "label", [[0, 1, 2, 2, 1, 7]]).replace_schema_metadata(metadata)
     pq.write_table(wrong, source / "train-00000-of-00001.parquet")
     problem = run("prepare.py", f"source={source}", f"folder={tmp_path / 'other'}")
-    assert problem.returncode == 1 and "row 5: label 7 lies outside 0..2" in problem.stderr.splitlines()[-1]
+    assert problem.returncode == 1 and "row 5: label 7 lies outside 0..2" in problem.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
 def test_a_second_prepare_changes_nothing(folders, tmp_path):
@@ -86,34 +95,72 @@ def test_a_second_prepare_changes_nothing(folders, tmp_path):
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "store").iterdir()}
     prepare_store(str(folders), str(tmp_path / "store"), 48)
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "store").iterdir()}
-    with pytest.raises(ValueError, match="another"):
+    with pytest.raises(ValueError, match="holds another store"):
         prepare_store(str(folders), str(tmp_path / "store"), 32)
 
 
-def test_bad_sources_leave_nothing(folders, tmp_path):
-    (folders / "train" / "cat" / "torn.jpg").write_bytes(b"\xff\xd8 torn")
-    with pytest.raises(ValueError, match=r"1 of 17 pictures can't be decoded: .*torn.jpg"):
+def test_bad_pictures_are_listed_and_mended(folders, tmp_path):
+    torn = folders / "train" / "cat" / "torn.jpg"
+    torn.write_bytes(b"\xff\xd8 torn")
+    (folders / "val" / "dog" / "void.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 of 18 pictures can't be read: train/cat/torn.jpg.*max_bad=2"):
         prepare_store(str(folders), str(tmp_path / "store"), 48)
+    left_out = prepare_store(str(folders), str(tmp_path / "left out"), 48, max_bad=2)
+    bad = dict(line.split("\t") for line in (tmp_path / "left out" / "bad.tsv").read_text().splitlines())
+    assert list(bad) == ["train/cat/torn.jpg", "val/dog/void.jpg"] and bad["val/dog/void.jpg"] == "is empty"
+    assert [len(split) for split in left_out.splits.values()] == [8, 8]
+    torn.unlink(), (folders / "val" / "dog" / "void.jpg").unlink()
+    whole = prepare_store(str(folders), str(tmp_path / "store"), 48)
+    assert whole.splits["train"].labels.tolist() == [0] * 4 + [1] * 4
+    assert {p.name for p in tmp_path.iterdir()} == {"pictures", "store", "left out"}
+
+
+def test_classes_without_pictures(folders, tmp_path):
     (folders / "train" / "empty").mkdir()
     with pytest.raises(ValueError, match="empty is in one split only; class folder .*empty has no picture"):
         prepare_store(str(folders), str(tmp_path / "store"), 48)
-    assert [p.name for p in tmp_path.iterdir()] == ["pictures"]
 
 
 def test_a_broken_store_is_named(tmp_path):
-    with StoreWriter(tmp_path / "store", 4, ["a", "b"], {}) as writer:
-        for split in ("train", "val"):
-            writer.add(split, np.zeros((3, 4, 4, 3), np.uint8), np.array([0, 1, 1]))
-    (tmp_path / "store" / "train-00000.bin").write_bytes(b"short")
+    pictures, labels = np.zeros((3, 4, 4, 3), np.uint8), np.array([0, 1, 1])
+    store_of(tmp_path / "store", ["a", "b"], train=(pictures, labels), val=(pictures, labels)).verify()
+    shard = tmp_path / "store" / "train-00000.bin"
+    shard.write_bytes(bytes([1]) + shard.read_bytes()[1:])
+    with pytest.raises(ValueError, match="train-00000.bin changed since it was written"):
+        Store(tmp_path / "store").verify()
+    shard.write_bytes(b"short")
     np.save(tmp_path / "store" / "val-labels.npy", np.array([0, 1, 2]))
     with pytest.raises(ValueError, match=r"train-00000.bin has 5 bytes and not 144; val-labels.npy has labels outside"):
         Store(tmp_path / "store")
 
 
-def test_labels_outside_the_classes(tmp_path):
-    with (
-        pytest.raises(ValueError, match="train: labels 0..2 lie outside 0..1"),
-        StoreWriter(tmp_path / "store", 4, ["a", "b"], {}) as writer,
-    ):
-        writer.add("train", np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 2]))
-    assert not list(tmp_path.iterdir())
+def test_labels_outside_the_classes_make_no_store(tmp_path):
+    pictures = np.zeros((3, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="train-labels.npy has labels outside 0..1"):
+        store_of(tmp_path / "store", ["a", "b"], train=(pictures, np.array([0, 1, 2])), val=(pictures, np.zeros(3)))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path):
+    """Shards are interrupted at random moments by SIGKILL; the end is the uninterrupted store, byte for byte."""
+    rng = np.random.default_rng(0)
+    for i in range(700):
+        folder = tmp_path / "pictures" / ("train" if i < 600 else "val") / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(encoded(rng, "RGB", (96, 80)))
+    source = f"source={tmp_path / 'pictures'}"
+    prepare_store(str(tmp_path / "pictures"), str(tmp_path / "whole"), 64)
+    command = [sys.executable, "prepare.py", source, f"folder={tmp_path / 'killed'}", "size=64"]
+    kills = 0
+    for delay in rng.uniform(0.0, 1.0, 3):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        partial = tmp_path / "killed.partial"
+        while process.poll() is None and not (partial.exists() and any(partial.glob("*.bin"))):
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills
+    assert run(*command[1:]).returncode == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob("killed.*"))

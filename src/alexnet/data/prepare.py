@@ -1,84 +1,112 @@
-"""Any source to a store: decode, shorter side to `size`, centre crop (§2), all cores."""
+"""Any source to a store: decode, shorter side to `size`, centre crop (§2)."""
 
 import logging
-import os
-import sys
-import time
+import re
+import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from alexnet.data.sources import Source, open_source
-from alexnet.data.store import Store, StoreWriter
+from alexnet.data.store import Store
+from alexnet.data.write import Picture, Plan, write_store
 from alexnet.entry import clear_errors
 
 log = logging.getLogger(__name__)
-CHUNK = 256  # pictures decoded before they are written
-REPORT = 10  # seconds between lines of the log
+ILSVRC = {"train": 1_281_167, "val": 50_000}
+CHOICES = {"encoding": ("raw", "jpeg"), "resize": ("bicubic", "area"), "download": (None, "cifar10", "imagenette")}
 
 
 def prepare(cfg: DictConfig) -> None:
     with clear_errors():
-        if cfg.size < 1:
-            raise ValueError(f"size={cfg.size} must be at least 1 pixel")
-        store = prepare_store(cfg.source, cfg.folder, cfg.size)
-    counts = ", ".join(f"{len(split):,} {name}" for name, split in store.splits.items())
-    log.info("%s: %s pictures of %d×%d, %d classes", cfg.folder, counts, store.size, store.size, len(store.classes))
+        _check(cfg)
+        if cfg.download:
+            _download(cfg.download, cfg.source)
+        options = {name: cfg[name] for name in ("size", "encoding", "quality", "resize", "exif", "max_bad")}
+        store = prepare_store(cfg.source, cfg.folder, labels=cfg.labels, **options)
+        if cfg.verify:
+            store.verify()
+            log.info("every shard has its hash")
+    _report(store)
 
 
-def prepare_store(path: str, folder: str, size: int) -> Store:
-    """The store of `path` under `folder`, made unless it is there. Raises ValueError if another one is there, or if
-    pictures can't be decoded."""
-    source = open_source(path)
-    made_of = {"source": str(Path(path).resolve()), "size": size, "pictures": len(source)}
-    made_with = {"resampler": "torchvision bicubic, antialiased", "torchvision": version("torchvision")}
-    if (Path(folder) / "manifest.json").is_file():
-        store = Store(folder)
-        if {key: store.manifest["prepared_with"].get(key) for key in made_of} != made_of:
-            raise ValueError(f"folder={folder} already holds another store: give another folder, or delete it")
-        log.info("%s is already prepared", folder)
-        return store
-    bad: list[str] = []
-    with StoreWriter(folder, size, source.classes, made_of | made_with) as writer:
-        for split, pictures, labels in _decoded(source, size, bad):
-            writer.add(split, pictures, labels)
-        if bad:
-            more = f"; and {len(bad) - 5} more, listed above" if len(bad) > 5 else ""
-            raise ValueError(f"{len(bad)} of {len(source)} pictures can't be decoded: {'; '.join(bad[:5])}{more}")
-    return Store(folder)
+def prepare_store(
+    path: str,
+    folder: str,
+    size: int,
+    labels: str | None = None,
+    encoding: str = "raw",
+    quality: int = 90,
+    resize: str = "bicubic",
+    exif: bool = False,
+    max_bad: int = 0,
+) -> Store:
+    """The store of the source `path` in `folder`, made unless it is there. `conf/prepare.yaml` explains the options.
+    Raises what `open_source` and `write_store` do."""
+    source = open_source(path, labels)
+    how = {"size": size, "encoding": encoding, "resize": resize, "exif": exif}
+    how |= {"quality": quality} if encoding == "jpeg" else {}
+    decoder = {"decoder": f"torchvision {version('torchvision')}"}
+    read = partial(_read, source, how)
+    made_of: dict[str, Any] = {"pictures": source.counts, "sha256": source.fingerprint, **how}
+    return write_store(folder, Plan(size, source.classes, source.counts, read, made_of, decoder, encoding, max_bad))
 
 
-def _decoded(source: Source, size: int, bad: list[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Chunks (split, pictures, labels), each of one split; unreadable pictures are named in `bad`."""
+def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Iterator[Picture]:
     import torch
 
-    from alexnet.data.decode import decode  # imports torchvision, which takes seconds: after the source was looked at
+    from alexnet.data.decode import decode, to_jpeg  # imports torchvision, which takes seconds
 
-    columns = (*Progress.get_default_columns()[:1], BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty())
-    begun = last = time.monotonic()
-    done, pictures = 0, iter(source)
-    with bar, ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        task = bar.add_task("preparing", total=len(source))
-        while chunk := list(islice(pictures, CHUNK)):
-            results = pool.map(lambda item: decode(item.data, size), chunk)
-            ready = list(zip(chunk, results, strict=True))
-            unread = [f"{item.name}: {result}" for item, result in ready if isinstance(result, str)]
-            for line in unread:
-                log.warning(line)
-            bad += unread
-            for split in ("train", "val"):
-                part = [(p, item.label) for item, p in ready if item.split == split and not isinstance(p, str)]
-                if part:
-                    yield split, np.stack([p for p, _ in part]), np.array([label for _, label in part], np.int64)
-            done += len(chunk)
-            bar.update(task, completed=done)
-            if bar.disable and (now := time.monotonic()) - last > REPORT:
-                last, rate = now, done / (now - begun)
-                log.info("%d/%d pictures, %.0f/s, ETA %.0f s", done, len(source), rate, (len(source) - done) / rate)
+    torch.set_num_threads(1)  # of this thread alone: the writer's threads keep the cores busy
+    for item in source.read(split, rows):
+        pixels = decode(item.data, how["size"], how["resize"], how["exif"])
+        if isinstance(pixels, str):
+            yield Picture(b"", None, item.label, item.name, pixels)
+        else:
+            data = to_jpeg(pixels, how["quality"]) if how["encoding"] == "jpeg" else pixels.tobytes()
+            yield Picture(data, pixels, item.label, item.name)
+
+
+def _check(cfg: DictConfig) -> None:
+    problems = [
+        f"{name}={cfg[name]} is not known; choose one of {', '.join(str(c or 'null') for c in choices)}"
+        for name, choices in CHOICES.items()
+        if cfg[name] not in choices
+    ]
+    problems += [f"size={cfg.size} must be at least 1 pixel"] if cfg.size < 1 else []
+    problems += [f"quality={cfg.quality} must lie in 1..100"] if not 1 <= cfg.quality <= 100 else []
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _download(name: str, folder: str) -> None:
+    """torchvision's set into `folder`, in the form in which `open_source` knows it."""
+    from torchvision import datasets
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if name == "cifar10":
+        datasets.CIFAR10(folder, download=True)
+    elif not (Path(folder) / "train").is_dir():
+        datasets.Imagenette(folder, download=True)
+        for split in ("train", "val"):
+            shutil.move(Path(folder) / "imagenette2" / split, Path(folder) / split)
+
+
+def _report(store: Store) -> None:
+    counts = {name: len(split) for name, split in store.splits.items()}
+    log.info("%s: %s of %d×%d, %d classes", store.folder, _named(counts), store.size, store.size, len(store.classes))
+    if bad := (store.folder / "bad.tsv").read_text().splitlines():
+        log.info("%d pictures were left out, see %s", len(bad), store.folder / "bad.tsv")
+    if len(store.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in store.classes):
+        if counts == ILSVRC:
+            log.info("this is ILSVRC-2012, whole")
+        else:
+            log.warning("ILSVRC-2012 has %s: this set is another, or not whole", _named(ILSVRC))
+
+
+def _named(counts: dict[str, int]) -> str:
+    return " and ".join(f"{count:,} {name} pictures" for name, count in counts.items())

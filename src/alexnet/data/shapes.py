@@ -5,15 +5,13 @@ random; picture i of a split depends on (seed, split, i) alone.
 """
 
 import logging
-import os
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
-from alexnet.data.store import Store, StoreWriter
+from alexnet.data.write import Picture, Plan, write_store
 
 log = logging.getLogger(__name__)
 
@@ -47,27 +45,18 @@ def render(seed: int, split: str, index: int) -> tuple[np.ndarray, int]:
     return picture.clip(0, 255, out=picture).astype(np.uint8), label
 
 
-def render_many(seed: int, split: str, indices: range) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, 256, 256, 3) uint8 and labels (n,) int64, by all cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures, labels = zip(*pool.map(lambda i: render(seed, split, i), indices), strict=True)
-    return np.stack(pictures), np.array(labels, np.int64)
-
-
 def render_store(folder: Path, *, seed: int, train: int, val: int) -> None:
-    """The set as a store under `folder`, unless it is there already. Raises ValueError if another store is."""
-    made_of = {"source": "alexnet.data.shapes", "seed": seed, "train": train, "val": val}
-    if (folder / "manifest.json").is_file():
-        if (there := Store(folder).manifest["prepared_with"]) != made_of:
-            raise ValueError(f"data.folder={folder} holds {there}: give another folder, or delete it")
-        return
-    log.info("rendering %d + %d pictures into %s", train, val, folder)
-    with StoreWriter(folder, SIZE, CLASSES, made_of) as writer:
-        chunks = [
-            (split, i, min(i + 100, n)) for split, n in (("train", train), ("val", val)) for i in range(0, n, 100)
-        ]
-        for split, first, last in track(chunks, "rendering", transient=True, disable=not sys.stderr.isatty()):
-            writer.add(split, *render_many(seed, split, range(first, last)))
+    """The set as a store in `folder`, unless it is there already. Raises ValueError if another store is."""
+    made_of = {"drawn by": "alexnet.data.shapes", "seed": seed, "train": train, "val": val}
+    if not folder.exists():
+        log.info("rendering %d + %d pictures into %s", train, val, folder)
+    write_store(folder, Plan(SIZE, CLASSES, {"train": train, "val": val}, partial(_read, seed), made_of))
+
+
+def _read(seed: int, split: str, rows: range) -> Iterator[Picture]:
+    for i in rows:
+        pixels, label = render(seed, split, i)
+        yield Picture(pixels.tobytes(), pixels, label, f"{split} {i}")
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:

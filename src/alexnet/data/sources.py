@@ -1,139 +1,92 @@
-"""Where pictures come from: class folders or Hugging Face parquet, as (split, bytes, label, name)."""
+"""Where pictures come from, in whatever form. A source gives encoded pictures by number, so that any part of it can be
+read again."""
 
-import json
+import hashlib
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import numpy as np
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
-VAL_NAMES = ("val", "validation", "valid", "test")
+from alexnet.data.files import Encoded, Files
+from alexnet.data.parquet import Parquet
 
-
-class Encoded(NamedTuple):
-    split: str  # train or val
-    data: bytes
-    label: int
-    name: str
+NAMES = {
+    "train": ("train", "ILSVRC2012_img_train.tar", "train.tar"),
+    "val": ("val", "validation", "valid", "test", "ILSVRC2012_img_val.tar", "val.tar"),
+}
 
 
 class Source(Protocol):
+    """Pictures of `train` and `val`, `counts` of each; `fingerprint` tells one set from another."""
+
     classes: list[str]
+    counts: dict[str, int]
+    fingerprint: str
 
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Encoded]: ...
+    def read(self, split: str, rows: range) -> Iterator[Encoded]: ...
 
 
-def open_source(path: str | Path) -> Source:
-    """The source at `path`, recognised by what it holds. Raises FileNotFoundError or ValueError."""
+def open_source(path: str | Path, labels: str | None = None) -> Source:
+    """The source in folder `path`, recognised by what it holds; `labels` is a file with the classes of a flat
+    validation set. Raises FileNotFoundError, or ValueError that lists what is wrong with it."""
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"source={path} is no folder")
     if any(folder.glob("*.parquet")):
         return Parquet(folder)
-    if (folder / "train").is_dir():
-        return ClassFolders(folder)
-    raise ValueError(
-        f"source={path} holds neither train-*.parquet and validation-*.parquet (or test-*) nor train/<class>/ and "
-        "val/<class>/"
-    )
+    if (folder / "cifar-10-batches-py").is_dir():
+        return CifarBatches(folder / "cifar-10-batches-py")
+    halves = {split: next((folder / n for n in names if (folder / n).exists()), None) for split, names in NAMES.items()}
+    if missing := [split for split, half in halves.items() if half is None]:
+        raise ValueError(
+            f"source={path} has nothing for {' and '.join(missing)}: it needs train-*.parquet and validation-*.parquet "
+            f"(or test-*), or one of {', '.join(NAMES['train'])} and one of {', '.join(NAMES['val'])}"
+        )
+    return Files(folder, {split: Path(str(half)) for split, half in halves.items()}, labels)
 
 
-class ClassFolders:
-    """`train/<class>/*.jpg` and `val/<class>/*.jpg`, classes sorted by name. Raises ValueError that lists empty class
-    folders and classes that only one split has."""
-
-    def __init__(self, root: Path):
-        self.folders = {"train": root / "train", "val": _val_folder(root)}
-        found = {split: sorted(p.name for p in f.iterdir() if p.is_dir()) for split, f in self.folders.items()}
-        problems = [f"{name} is in one split only" for name in sorted(set(found["train"]) ^ set(found["val"]))]
-        self.classes = found["train"]
-        self.files = [
-            (split, label, file)
-            for split, folder in self.folders.items()
-            for label, name in enumerate(self.classes)
-            if (folder / name).is_dir()
-            for file in self._pictures(folder / name, problems)
-        ]
-        if problems or not self.classes:
-            raise ValueError(f"source={root}: {'; '.join(problems) or 'train/ holds no class folder'}")
-
-    @staticmethod
-    def _pictures(folder: Path, problems: list[str]) -> list[Path]:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not files:
-            problems.append(f"class folder {folder} has no picture")
-        return files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __iter__(self) -> Iterator[Encoded]:
-        for split, label, file in self.files:
-            yield Encoded(split, file.read_bytes(), label, str(file))
-
-
-class Parquet:
-    """`train-*.parquet` and `validation-*.parquet` or `test-*.parquet` with columns `image` or `img` (a struct with
-    `bytes`) and an integer `label`; class names from the schema's `huggingface` metadata. Raises ValueError if a file
-    lacks them or has other classes than the first."""
+class CifarBatches:
+    """CIFAR-10 as its authors give it: `data_batch_1` … `data_batch_5` and `test_batch`, pickled rows of bytes."""
 
     def __init__(self, root: Path):
-        self.files = {"train": sorted(root.glob("train-*.parquet"))}
-        self.files["val"] = next((f for name in VAL_NAMES if (f := sorted(root.glob(f"{name}-*.parquet")))), [])
-        if missing := [split for split, files in self.files.items() if not files]:
-            raise ValueError(f"source={root} has no parquet file for {' and '.join(missing)}")
-        files = [_open_parquet(file) for split in self.files.values() for file in split]
-        first = files[0]
-        names = first.schema_arrow.names
-        self.image = next((name for name in ("image", "img") if name in names), None)
-        self.label = next((name for name in ("label", "fine_label", "labels") if name in names), None)
-        if self.image is None or self.label is None:
-            raise ValueError(f"{self.files['train'][0]} needs columns image and label, but has {', '.join(names)}")
-        for path, file in zip((path for split in self.files.values() for path in split), files, strict=True):
-            if not {self.image, self.label} <= set(file.schema_arrow.names):
-                raise ValueError(f"{path} needs columns {self.image} and {self.label}, as the first file has")
-            if self._named_classes(file) != self._named_classes(first):
-                raise ValueError(f"{path} has other class names than {self.files['train'][0].name}")
-        self.classes = self._named_classes(first) or self._numbered_classes()
-        self.rows = sum(file.metadata.num_rows for file in files)
+        names = {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]}
+        if missing := [n for n in ["batches.meta", *names["train"], *names["val"]] if not (root / n).is_file()]:
+            raise ValueError(f"source={root} lacks {', '.join(missing)}")
+        self.classes = _plain_pickle(root / "batches.meta")["label_names"]
+        self.pixels, self.labels = {}, {}
+        for split, files in names.items():
+            batches = [_plain_pickle(root / name) for name in files]
+            rows = np.concatenate([batch["data"] for batch in batches])
+            self.pixels[split] = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            self.labels[split] = [label for batch in batches for label in batch["labels"]]
+        self.counts = {split: len(labels) for split, labels in self.labels.items()}
+        self.fingerprint = hashlib.sha256(b"".join(p.tobytes() for p in self.pixels.values())).hexdigest()
 
-    def _named_classes(self, file: pq.ParquetFile) -> list[str] | None:
-        metadata = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-        return metadata.get("info", {}).get("features", {}).get(self.label, {}).get("names")
-
-    def _numbered_classes(self) -> list[str]:
-        labels = (pq.read_table(file, columns=[self.label])[self.label] for file in self.files["train"])
-        return [str(label) for label in range(max(pc.max(column).as_py() or 0 for column in labels) + 1)]
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[Encoded]:
-        for split, files in self.files.items():
-            for file in files:
-                row = 0
-                for batch in pq.ParquetFile(file).iter_batches(256, columns=[self.image, self.label]):
-                    for image, label in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
-                        if label is None or not 0 <= label < len(self.classes):
-                            raise ValueError(f"{file} row {row}: label {label} lies outside 0..{len(self.classes) - 1}")
-                        yield Encoded(split, (image or {}).get("bytes") or b"", label, f"{file.name} row {row}")
-                        row += 1
+    def read(self, split: str, rows: range) -> Iterator[Encoded]:
+        for row in rows:
+            yield Encoded(self.pixels[split][row], self.labels[split][row], f"{split} row {row}")
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
+class _Arrays(pickle.Unpickler):
+    """Unpickles NumPy arrays and plain values alone: a pickle may name any function to call."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in (
+            "ndarray",
+            "dtype",
+            "_reconstruct",
+        ):
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _plain_pickle(file: Path) -> dict[str, Any]:
     try:
-        return pq.ParquetFile(file)
-    except pa.ArrowInvalid:
-        raise ValueError(f"{file} is torn or no parquet file: fetch it again") from None
-
-
-def _val_folder(root: Path) -> Path:
-    for name in VAL_NAMES:
-        if (root / name).is_dir():
-            return root / name
-    raise ValueError(f"source={root} has no folder to validate with: none of {', '.join(VAL_NAMES)}")
+        with file.open("rb") as opened:
+            return _Arrays(opened, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{file} is torn or no CIFAR-10 batch: {error}") from None

@@ -1,38 +1,59 @@
-"""A prepared store: raw uint8 pictures in flat shards, memory-mapped, with their labels and statistics.
+"""A prepared store: pictures in flat shards, memory-mapped, with their labels and statistics. `write.py` makes it.
 
-<folder>/manifest.json        classes, counts, hashes, colour statistics, what it was prepared with
-<folder>/train-00000.bin …    up to 4096 pictures each, (n, size, size, 3), no header
+<folder>/manifest.json        classes, counts, hashes, colour statistics, what it was made of and with
+<folder>/train-00000.bin …    up to 256 pictures each, without header: (size, size, 3) uint8, or JPEG files
 <folder>/train-labels.npy     int64
+<folder>/train-ends.npy       for JPEG: int64, where each picture ends in its shard
 <folder>/mean.npy             (size, size, 3) float32, mean of the training pictures, 0-255
+<folder>/bad.tsv              pictures that could not be read, and why
+<folder>/contact-sheet.png    64 training pictures with their classes
 """
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-FORMAT = 1
-SHARD = 4096  # pictures; 805 MB at 256 × 256
+FORMAT = 2
+SHARD = 256  # pictures; 50 MB at 256 × 256
 
 
 class Split:
     """The pictures and labels of `train` or `val`."""
 
-    def __init__(self, shards: Sequence[np.ndarray], labels: np.ndarray, size: int):
-        self.shards, self.labels, self.size = shards, labels, size
+    def __init__(self, folder: Path, name: str, manifest: dict[str, Any]):
+        shards = [shard for shard in manifest["splits"][name]["shards"] if shard["count"]]
+        self.size: int = manifest["size"]
+        self.labels: np.ndarray = np.load(folder / f"{name}-labels.npy")
+        self.starts = np.cumsum([0] + [shard["count"] for shard in shards])  # each shard's first picture
+        self.shards: list[np.ndarray] = [np.memmap(folder / shard["file"], np.uint8, "r") for shard in shards]
+        self.ends: np.ndarray | None = None
+        if manifest["encoding"] == "raw":
+            self.shards = [shard.reshape(-1, self.size, self.size, 3) for shard in self.shards]
+        else:
+            self.ends = np.load(folder / f"{name}-ends.npy")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, indices: np.ndarray, out: np.ndarray) -> None:
         """Copies the pictures `indices` into `out`, (len(indices), size, size, 3) uint8."""
-        for row, index in enumerate(indices):
-            shard, place = divmod(int(index), SHARD)
-            out[row] = self.shards[shard][place]
+        shards = np.searchsorted(self.starts, indices, "right") - 1
+        places = indices - self.starts[shards]
+        if self.ends is None:
+            for row, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
+                out[row] = self.shards[shard][place]
+            return
+        from alexnet.data.decode import decode_jpeg
+
+        begins = np.where(places > 0, self.ends[indices - 1], 0)
+        for row, (shard, begin, index) in enumerate(
+            zip(shards.tolist(), begins.tolist(), indices.tolist(), strict=True)
+        ):
+            decode_jpeg(self.shards[shard][begin : self.ends[index]], out[row])
 
 
 class Store:
@@ -50,27 +71,36 @@ class Store:
         self.manifest: dict[str, Any] = _read_manifest(file)
         self.size: int = self.manifest["size"]
         self.classes: list[str] = self.manifest["classes"]
-        problems = self._problems()
-        if problems:
-            raise ValueError(
-                f"data.folder={folder} is not whole: {'; '.join(problems)}. Delete it and prepare it again"
-            )
+        if problems := list(self._problems()):
+            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise ValueError(f"data.folder={folder} is not whole: {shown}. Delete it and prepare it again")
         self.mean = np.load(self.folder / "mean.npy")
         self.color_std = np.array(self.manifest["color_std"], np.float32)
         self.color_vectors = np.array(self.manifest["color_vectors"], np.float32)
-        self.splits = {name: self._split(name) for name in self.manifest["splits"]}
+        self.splits = {name: Split(self.folder, name, self.manifest) for name in self.manifest["splits"]}
 
-    def _problems(self) -> list[str]:
-        problems = self._array_problems("mean.npy", (self.size, self.size, 3))
+    def verify(self) -> None:
+        """Reads every shard again. Raises ValueError that lists those whose hash differs from the manifest's."""
+        changed = []
+        for split in self.manifest["splits"].values():
+            for shard in split["shards"]:
+                with (self.folder / shard["file"]).open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                        changed.append(shard["file"])
+        if changed:
+            raise ValueError(f"{self.folder}: {', '.join(changed)} changed since it was written. Prepare it again")
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._array_problems("mean.npy", (self.size, self.size, 3))
         for name, split in self.manifest["splits"].items():
             for shard in split["shards"]:
                 path = self.folder / shard["file"]
-                expected = shard["count"] * self.size**2 * 3
                 actual = path.stat().st_size if path.is_file() else 0
-                if actual != expected:
-                    problems.append(f"{path.name} has {actual} bytes and not {expected}")
-            problems += self._label_problems(f"{name}-labels.npy", split["count"])
-        return problems
+                if actual != shard["bytes"]:
+                    yield f"{path.name} has {actual} bytes and not {shard['bytes']}"
+            yield from self._label_problems(f"{name}-labels.npy", split["count"])
+            if self.manifest["encoding"] != "raw":
+                yield from self._array_problems(f"{name}-ends.npy", (split["count"],))
 
     def _label_problems(self, name: str, count: int) -> list[str]:
         if problems := self._array_problems(name, (count,)):
@@ -85,14 +115,6 @@ class Store:
         except (OSError, ValueError, EOFError):
             return [f"{name} is missing or torn"]
         return [] if actual == shape else [f"{name} has shape {actual} and not {shape}"]
-
-    def _split(self, name: str) -> Split:
-        shape = (self.size, self.size, 3)
-        shards = [
-            np.memmap(self.folder / shard["file"], np.uint8, "r", shape=(shard["count"], *shape))
-            for shard in self.manifest["splits"][name]["shards"]
-        ]
-        return Split(shards, np.load(self.folder / f"{name}-labels.npy"), self.size)
 
 
 def open_store(folder: str | Path, make: Callable[[Path], None] | None = None) -> Store:
@@ -112,109 +134,3 @@ def _read_manifest(file: Path) -> dict[str, Any]:
             f"{file} has format {manifest.get('format')} and not {FORMAT}: delete {file.parent} and prepare it again"
         )
     return manifest
-
-
-class StoreWriter:
-    """Writes a store that appears under its name only when it is whole; use it in a `with` statement.
-
-    Raises FileExistsError if the folder is there already, and ValueError unless both `train` and `val` have pictures.
-
-    `prepared_with` is kept in the manifest: source, resampler, versions.
-    """
-
-    def __init__(self, folder: str | Path, size: int, classes: list[str], prepared_with: dict[str, Any]):
-        self.folder, self.size, self.classes, self.prepared_with = Path(folder), size, list(classes), prepared_with
-        self.partial = self.folder.with_name(self.folder.name + ".partial")
-        self.writers: dict[str, _SplitWriter] = {}
-        self.sum = np.zeros((size, size, 3), np.int64)
-        self.products = np.zeros((3, 3))
-
-    def __enter__(self) -> "StoreWriter":
-        if self.folder.exists():
-            raise FileExistsError(f"folder={self.folder} is there already: give another folder, or delete it")
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
-        return self
-
-    def add(self, split: str, pictures: np.ndarray, labels: np.ndarray) -> None:
-        """Appends (n, size, size, 3) uint8 pictures. Raises ValueError if a label lies outside the classes."""
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            raise ValueError(f"{split}: labels {labels.min()}..{labels.max()} lie outside 0..{len(self.classes) - 1}")
-        if split not in self.writers:
-            self.writers[split] = _SplitWriter(self.partial, split)
-        self.writers[split].add(pictures, labels)
-        if split == "train":
-            self.sum += pictures.sum(0, dtype=np.int64)
-            for picture in pictures.reshape(len(pictures), -1, 3).astype(np.float64):
-                self.products += picture.T @ picture  # integers below 2^53: exact
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        try:
-            for writer in self.writers.values():
-                writer.close()
-            if kind is None:
-                self._finish()
-        finally:
-            shutil.rmtree(self.partial, ignore_errors=True)  # a whole store has left it by now
-
-    def _finish(self) -> None:
-        if "train" not in self.writers or "val" not in self.writers:
-            raise ValueError(f"{self.folder} needs pictures to train on and to validate with; one of them has none")
-        count = len(self.writers["train"].labels)
-        pixels = count * self.size**2
-        mean = self.sum.sum((0, 1)) / pixels
-        eigenvalues, vectors = np.linalg.eigh(self.products / pixels - np.outer(mean, mean))
-        np.save(self.partial / "mean.npy", (self.sum / count).astype(np.float32))
-        manifest = {
-            "format": FORMAT,
-            "size": self.size,
-            "classes": self.classes,
-            "splits": {name: writer.summary(len(self.classes)) for name, writer in self.writers.items()},
-            "channel_mean": mean.tolist(),
-            "color_std": np.sqrt(eigenvalues.clip(0)).tolist(),
-            "color_vectors": vectors.tolist(),
-            "prepared_with": self.prepared_with,
-        }
-        (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        self.partial.rename(self.folder)
-
-
-class _SplitWriter:
-    """Appends one split's pictures to shard after shard."""
-
-    def __init__(self, folder: Path, name: str):
-        self.folder, self.name = folder, name
-        self.labels: list[int] = []
-        self.shards: list[dict[str, Any]] = []
-        self.file: BinaryIO | None = None
-
-    def add(self, pictures: np.ndarray, labels: np.ndarray) -> None:
-        for picture in pictures:
-            if self.file is None or self.shards[-1]["count"] == SHARD:
-                self._next_shard()
-            assert self.file is not None
-            data = picture.tobytes()
-            self.file.write(data)
-            self.hash.update(data)
-            self.shards[-1]["count"] += 1
-        self.labels += labels.tolist()
-
-    def _next_shard(self) -> None:
-        self.close_shard()
-        name = f"{self.name}-{len(self.shards):05d}.bin"
-        self.file, self.hash = (self.folder / name).open("wb"), hashlib.sha256()
-        self.shards.append({"file": name, "count": 0})
-
-    def close_shard(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.shards[-1]["sha256"] = self.hash.hexdigest()
-
-    def close(self) -> None:
-        self.close_shard()
-        self.file = None
-        np.save(self.folder / f"{self.name}-labels.npy", np.array(self.labels, np.int64))
-
-    def summary(self, classes: int) -> dict[str, Any]:
-        histogram = np.bincount(self.labels, minlength=classes).tolist()
-        return {"count": len(self.labels), "histogram": histogram, "shards": self.shards}
