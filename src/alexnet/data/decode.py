@@ -1,7 +1,10 @@
 """A picture's file to its pixels and back; apart from the rest because torchvision takes seconds to import."""
 
+import io
+
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image, encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
@@ -18,20 +21,10 @@ def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.n
     pixels; `area` averages when it shrinks and interpolates bicubically when it enlarges, as cuda-convnet2 did.
     exif turns the picture as its camera says, which ImageNet's labels do not expect.
     """
-    if isinstance(data, np.ndarray):
-        picture = torch.from_numpy(np.ascontiguousarray(data)).permute(2, 0, 1)
-    elif not data:
-        return "is empty"
-    else:
-        try:
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            picture = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=exif)
-        except (RuntimeError, ValueError) as error:
-            return str(error).splitlines()[0].split(", ", 2)[-1]  # without torchvision's own file and line
-    if picture.ndim == 4:
-        picture = picture[0]  # an animation
-    if picture.dtype != torch.uint8:
-        picture = F.to_dtype(picture, torch.uint8, scale=True)  # 16 bits a channel
+    try:
+        picture = _pixels(data, exif)
+    except Exception as error:  # Pillow's decoders raise whatever their format's errors are
+        return " ".join(str(error).split()).split(", ", 2)[-1] or type(error).__name__
     shorter = min(picture.shape[1:])
     if shorter > size and resize == "area":
         shape = [round(side * size / shorter) for side in picture.shape[1:]]
@@ -39,6 +32,22 @@ def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.n
     elif shorter != size:
         picture = F.resize(picture, [size], F.InterpolationMode.BICUBIC, antialias=True)
     return F.center_crop(picture, [size, size]).permute(1, 2, 0).contiguous().numpy()
+
+
+def _pixels(data: bytes | np.ndarray, exif: bool) -> torch.Tensor:
+    """(3, height, width) uint8. torchvision decodes JPEG, Pillow the rest: torchvision 0.29 crashes on a torn PNG."""
+    if isinstance(data, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(data)).permute(2, 0, 1)
+    if not data:
+        raise ValueError("is empty")
+    if data[:2] == b"\xff\xd8":
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=exif)
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.mode.startswith("I"):  # 16 bits
+            return torch.from_numpy(np.asarray(picture) >> 8).to(torch.uint8).expand(3, -1, -1)
+        upright = ImageOps.exif_transpose(picture) if exif else picture
+        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
 
 
 def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 
 from alexnet.data.labels import validation_labels
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 class Encoded(NamedTuple):

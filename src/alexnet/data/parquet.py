@@ -4,6 +4,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 
@@ -27,7 +28,8 @@ class Parquet:
         files["val"] = next((f for name in VALIDATION if (f := sorted(root.glob(f"{name}-*.parquet")))), [])
         if missing := [split for split, found in files.items() if not found]:
             raise ValueError(f"source={root} has no parquet file for {' and '.join(missing)}")
-        first = _open_parquet(files["train"][0])
+        with _named(files["train"][0]):
+            first = pq.ParquetFile(files["train"][0])
         names = first.schema_arrow.names
         self.image = next((name for name in ("image", "img") if name in names), "")
         self.label = next((name for name in ("label", "fine_label", "labels") if name in names), "")
@@ -37,7 +39,8 @@ class Parquet:
         labels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
         for split, found in files.items():
             for path in found:
-                file = _open_parquet(path)
+                with _named(path):
+                    file = pq.ParquetFile(path)
                 if not {self.image, self.label} <= set(file.schema_arrow.names):
                     raise ValueError(f"{path} needs columns {self.image} and {self.label}, as the first file has")
                 if self._named_classes(file) != self._named_classes(first):
@@ -61,7 +64,8 @@ class Parquet:
         self.fingerprint = digest.hexdigest()
 
     def _labels(self, path: Path, file: pq.ParquetFile) -> np.ndarray:
-        column = file.read([self.label])[self.label]
+        with _named(path):
+            column = file.read([self.label])[self.label]
         if not pa.types.is_integer(column.type):
             raise ValueError(f"{path}: column {self.label} holds {column.type} and not whole numbers")
         return pc.fill_null(column.cast(pa.int64()), -1).to_numpy()
@@ -78,7 +82,7 @@ class Parquet:
             path, group, count = self.groups[split][place]
             begin = ends[place] - count
             stop = min(rows.stop, ends[place])
-            with pq.ParquetFile(path) as file:
+            with _named(path), pq.ParquetFile(path) as file:
                 table = file.read_row_group(group, [self.image, self.label]).slice(row - begin, stop - row)
             images, labels = table[self.image].to_pylist(), table[self.label].to_pylist()
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -88,8 +92,11 @@ class Parquet:
             row = stop
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Says which file is torn."""
     try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError):
-        raise ValueError(f"{file} is torn or no parquet file: fetch it again") from None
+        yield
+    except (pa.ArrowException, OSError, KeyError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} is torn or no parquet file, fetch it again: {what}") from None

@@ -1,0 +1,64 @@
+"""Batches of 128, ready for the device: our stores against torchvision's ImageFolder and DataLoader."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+
+from alexnet.benchmarks import Contestant
+from alexnet.benchmarks.pictures import made, squares
+from alexnet.data.loader import Loader, Order
+from alexnet.data.prepare import prepare_store
+from alexnet.data.store import Store
+
+BATCH = 128
+EPOCHS = {"raw": 20, "jpeg": 2}  # of ours a round, so that each lasts long enough to be measured
+
+
+def contestants(cfg: DictConfig) -> list[Contestant]:
+    """The peers run without worker processes, which only add to their computing."""
+    torch.set_num_threads(1)
+    full = made(cfg)
+    small = squares(full, full.with_name(full.name + "-256"))
+    stores = {encoding: prepare_store(str(full), f"{full}-{encoding}", 256, encoding=encoding) for encoding in EPOCHS}
+    ours = [
+        Contestant(f"{encoding} store, threads={threads}", partial(_ours, store, threads, EPOCHS[encoding]))
+        for encoding, store in stores.items()
+        for threads in (1, 2)
+    ]
+    return [
+        *ours,
+        Contestant("ImageFolder, 256² JPEGs, RandomCrop, uint8", partial(_peer, small, [v2.RandomCrop(224)])),
+        Contestant("ImageFolder, full size, Resize + RandomCrop, float32", partial(_peer, full, _usual())),
+    ]
+
+
+def _ours(store: Store, threads: int, epochs: int) -> int:
+    split = store.splits["train"]
+    order = Order(len(split), BATCH, 0, 0, 1, train=True)
+    return sum(_count(Loader(split, order, threads)) for _ in range(epochs))
+
+
+def _peer(folder: Path, transforms: list[torch.nn.Module]) -> int:
+    pictures = ImageFolder(str(folder / "train"), v2.Compose(transforms), loader=_read)
+    return _count(DataLoader(pictures, BATCH, shuffle=True, drop_last=True))
+
+
+def _read(path: str) -> torch.Tensor:
+    return decode_image(path, ImageReadMode.RGB)
+
+
+def _usual() -> list[torch.nn.Module]:
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    crop = [v2.Resize(256, antialias=True), v2.RandomCrop(224), v2.RandomHorizontalFlip()]
+    return [*crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+
+
+def _count(batches: Iterable) -> int:
+    return sum(len(batch[0]) for batch in batches)
