@@ -100,6 +100,18 @@ def test_color_noise_has_the_stated_covariance():
         assert np.abs(shift.mean(0)).max() < 0.05 * np.sqrt(expected.max())
 
 
+def test_crops_are_uniform_and_half_are_mirrored():
+    """Chi-square of all 33 × 33 places, within five standard deviations."""
+    n = 33 * 33 * 100
+    draws = keyed_uniform(0, 0, torch.arange(n), 9).numpy()
+    places = (draws[:, 0] * 33).astype(int) * 33 + (draws[:, 1] * 33).astype(int)
+    counts = np.bincount(places, minlength=33 * 33)
+    assert counts.shape == (33 * 33,) and counts.min() > 0
+    chi2, freedom = ((counts - 100) ** 2 / 100).sum(), 33 * 33 - 1
+    assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+    assert abs((draws[:, 2] < 0.5).mean() - 0.5) < 5 * 0.5 / np.sqrt(n)
+
+
 def test_draws_depend_on_seed_epoch_and_id_alone():
     ids = torch.arange(1000)
     draws = keyed_uniform(0, 0, ids, 4)

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, run, store_of
 from PIL import Image
 
+from alexnet.data.loader import Order
 from alexnet.data.prepare import prepare_store
 from alexnet.data.store import Store
 
@@ -164,3 +165,51 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path):
     assert run(*command[1:]).returncode == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not list(tmp_path.glob("killed.*"))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """Three megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2300k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_one_line_and_resumable(tiny_disk, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(600):
+        folder = tmp_path / "pictures" / ("train" if i < 500 else "val") / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.png").write_bytes(encoded(rng, "RGB", (32, 32), "PNG"))
+    command = ["prepare.py", f"source={tmp_path / 'pictures'}", f"folder={tiny_disk / 'store'}", "size=32"]
+    filler = tiny_disk / "filler"
+    filler.write_bytes(bytes(1_000_000))
+    done = run(*command)
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "still needs 0.002 GB and the disk has 0.001 GB: make room" in said
+    filler.unlink()
+
+    plan_checked = "alexnet.data.write._check_space"  # as if another program had filled the disk meanwhile
+    filler.write_bytes(bytes(2_000_000))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="is full: make room and start again"):
+        patch.setattr(plan_checked, lambda *_: None)
+        prepare_store(str(tmp_path / "pictures"), str(tiny_disk / "store"), 32)
+    filler.unlink()
+    prepare_store(str(tmp_path / "pictures"), str(tiny_disk / "store"), 32).verify()
+
+
+def test_a_hundred_thousand_pictures_open_and_shuffle_at_once(tmp_path):
+    """One-pixel pictures in as many shards as ImageNet-sized ones would have."""
+    pixels, labels = np.zeros((100_000, 1, 1, 3), np.uint8), np.zeros(100_000, np.int64)
+    store_of(tmp_path / "store", ["a"], train=(pixels, labels), val=(pixels[:1], labels[:1]))
+    begun = time.process_time()
+    store = Store(tmp_path / "store")
+    assert time.process_time() - begun < 2  # 0.5 s on a free machine
+    assert len(store.splits["train"].shards) == 391
+    order = Order(1_281_167, 128, 0, 0, 1, train=True)
+    begun = time.process_time()
+    order.batch_ids()
+    assert time.process_time() - begun < 1  # 0.2 s on a free machine

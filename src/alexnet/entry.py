@@ -19,7 +19,7 @@ TRUSTED = ("alexnet.", "torch.", "lightning.")
 
 
 CONF = Path(__file__).parents[2] / "conf"
-MENDABLE = (ValueError, TypeError, FileNotFoundError, FileExistsError, InstantiationException)
+MENDABLE = (ValueError, TypeError, OSError, InstantiationException)
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 

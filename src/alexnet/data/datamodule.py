@@ -66,4 +66,4 @@ class StoreData(L.LightningDataModule):
             images = self.augment.train(batch.pictures, batch.ids, self.trainer.current_epoch)
         else:
             images = self.augment.center(batch.pictures)
-        return images, batch.labels, batch.weights
+        return self.trainer.precision_plugin.convert_input(images), batch.labels, batch.weights

@@ -26,6 +26,9 @@ def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.n
     except Exception as error:  # Pillow's decoders raise whatever their format's errors are
         return " ".join(str(error).split()).split(", ", 2)[-1] or type(error).__name__
     shorter = min(picture.shape[1:])
+    picture = F.center_crop(
+        picture, [min(side, 4 * shorter) for side in picture.shape[1:]]
+    )  # else a line would grow huge
     if shorter > size and resize == "area":
         shape = [round(side * size / shorter) for side in picture.shape[1:]]
         picture = torch.nn.functional.interpolate(picture[None].float(), shape, mode="area")[0].round().to(torch.uint8)
@@ -40,10 +43,10 @@ def _pixels(data: bytes | np.ndarray, exif: bool) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(data)).permute(2, 0, 1)
     if not data:
         raise ValueError("is empty")
-    if data[:2] == b"\xff\xd8":
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=exif)
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(data)) as picture:  # reads the header, and refuses more than 179 million pixels
+        if picture.format == "JPEG":
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=exif)
         if picture.mode.startswith("I"):  # 16 bits
             return torch.from_numpy(np.asarray(picture) >> 8).to(torch.uint8).expand(3, -1, -1)
         upright = ImageOps.exif_transpose(picture) if exif else picture

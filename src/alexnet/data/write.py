@@ -89,12 +89,20 @@ def write_store(folder: str | Path, plan: Plan) -> Store:
         raise ValueError(f"{folder} needs pictures to train on and to validate with; one of them has none")
     _prepare_folders(plan, partial, parts)
     todo = [shard for shard in plan.shards() if not _record_file(parts, *shard).is_file()]
-    _check_space(folder, plan, len(todo))
-    _write_shards(plan, todo, partial, parts)
+    for shard in todo:
+        (partial / shard_name(*shard)).unlink(missing_ok=True)  # begun and not ended
+    _check_space(folder, plan, todo)
+    try:
+        _write_shards(plan, todo, partial, parts)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        message = f"the disk of folder={folder} is full: make room and start again, which goes on from here"
+        raise OSError(errno.ENOSPC, message) from None
     bad = _bad(plan, parts)
     if len(bad) > plan.max_bad:
-        for split, shard, _ in bad:  # looked at again next time, since they may be mended
-            _record_file(parts, split, shard).unlink(missing_ok=True)
+        for split, number, _ in bad:  # looked at again next time, since they may be mended
+            _record_file(parts, split, number).unlink(missing_ok=True)
         shown = "; ".join(line for *_, line in bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise ValueError(
             f"{len(bad)} of {sum(plan.counts.values())} pictures can't be read: {shown}. Mend them and start again, "
@@ -129,13 +137,16 @@ def _prepare_folders(plan: Plan, partial: Path, parts: Path) -> None:
     file.write_text(made_of)
 
 
-def _check_space(folder: Path, plan: Plan, shards: int) -> None:
-    """Raises OSError if the disk can't hold what is still to be written."""
+def _check_space(folder: Path, plan: Plan, todo: list[tuple[str, int]]) -> None:
+    """Raises OSError if the disk can't hold what is still to be written: the pictures, and a record with a sum of them
+    for each shard."""
     picture = 3 * plan.size**2
-    needed = shards * (SHARD * picture // (1 if plan.encoding == "raw" else 7) + 4 * picture)
+    stored = picture if plan.encoding == "raw" else picture // 7
+    needed = sum(len(plan.rows(*shard)) * stored + 4 * picture for shard in todo)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
-        raise OSError(errno.ENOSPC, f"folder={folder} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB")
+        sizes = f"{needed / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB"
+        raise OSError(errno.ENOSPC, f"folder={folder} still needs {sizes}: make room, or give a folder on another disk")
 
 
 def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts: Path) -> None:

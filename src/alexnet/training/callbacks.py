@@ -53,7 +53,7 @@ class Progress(L.Callback):
         self.begun = self.last = time.monotonic()
         self.first = trainer.global_step
         self.total = int(trainer.estimated_stepping_batches)
-        if trainer.is_global_zero and sys.stderr.isatty():
+        if trainer.is_global_zero and sys.stdout.isatty():
             self.bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -65,6 +65,8 @@ class Progress(L.Callback):
             )
             self.task = self.bar.add_task("training", total=self.total, completed=self.first, numbers="")
             self.bar.start()
+            self._console().setStream(sys.stdout)  # rich's, which writes above the bar
+            self._console().addFilter(_no_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,9 +85,8 @@ class Progress(L.Callback):
         numbers = self._numbers(trainer)
         if self.bar:
             self.bar.update(self.task, numbers=numbers)
-        log.info(
-            "epoch %d step %d/%d  %s  ETA %s", trainer.current_epoch + 1, trainer.global_step, self.total, numbers, left
-        )
+        where = f"epoch {trainer.current_epoch + 1} step {trainer.global_step}/{self.total}"
+        log.info("%s  %s  ETA %s", where, numbers, left, extra={"step": True})
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -111,6 +112,17 @@ class Progress(L.Callback):
         if self.bar:
             self.bar.stop()
             self.bar = None
+            self._console().setStream(sys.stdout)
+            self._console().removeFilter(_no_step)
+
+    @staticmethod
+    def _console() -> logging.StreamHandler:
+        return next(handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler)
+
+
+def _no_step(record: logging.LogRecord) -> bool:
+    """Keeps the lines that the bar shows off the terminal; the log file has them."""
+    return not hasattr(record, "step")
 
 
 class Figures(L.Callback):
