@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet.data.augment import Augment, keyed_uniform
+from alexnet import keyed
+from alexnet.data.augment import Augment
 from alexnet.data.loader import Loader, Order
+
+
+def draws_of(seed: int, epoch: int, ids: torch.Tensor, count: int) -> torch.Tensor:
+    return keyed.uniform(keyed.keys(seed, epoch, ids), 0, count)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -71,7 +76,7 @@ def test_crops_and_mirrors_against_a_loop(convention):
     aug, mean = augment(color_noise=0.0, convention=convention)
     x, ids = pictures(64), torch.arange(64)
     out = aug.train(x, ids, 3).permute(0, 2, 3, 1).numpy()
-    draws = keyed_uniform(5, 3, ids, 9).numpy()
+    draws = draws_of(5, 3, ids, 9).numpy()
     for i in range(64):
         top, left = int(draws[i, 0] * 5), int(draws[i, 1] * 5)
         patch = x[i].numpy()[top : top + 8, left : left + 8].astype(np.float64)
@@ -103,7 +108,7 @@ def test_color_noise_has_the_stated_covariance():
 def test_crops_are_uniform_and_half_are_mirrored():
     """Chi-square of all 33 × 33 places, within five standard deviations."""
     n = 33 * 33 * 100
-    draws = keyed_uniform(0, 0, torch.arange(n), 9).numpy()
+    draws = draws_of(0, 0, torch.arange(n), 9).numpy()
     places = (draws[:, 0] * 33).astype(int) * 33 + (draws[:, 1] * 33).astype(int)
     counts = np.bincount(places, minlength=33 * 33)
     assert counts.shape == (33 * 33,) and counts.min() > 0
@@ -114,10 +119,10 @@ def test_crops_are_uniform_and_half_are_mirrored():
 
 def test_draws_depend_on_seed_epoch_and_id_alone():
     ids = torch.arange(1000)
-    draws = keyed_uniform(0, 0, ids, 4)
-    assert torch.equal(keyed_uniform(0, 0, ids.flip(0), 4), draws.flip(0))
+    draws = draws_of(0, 0, ids, 4)
+    assert torch.equal(draws_of(0, 0, ids.flip(0), 4), draws.flip(0))
     assert draws.min() >= 0 and draws.max() < 1
-    for other in (keyed_uniform(1, 0, ids, 4), keyed_uniform(0, 1, ids, 4)):
+    for other in (draws_of(1, 0, ids, 4), draws_of(0, 1, ids, 4)):
         assert np.abs(np.corrcoef(other.flatten(), draws.flatten())[0, 1]) < 0.05
     assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.1
 

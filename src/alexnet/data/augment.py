@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alexnet import keyed
+
 TEN_VIEWS = 10
 
 
@@ -60,7 +62,7 @@ class Augment:
 
     def train(self, pictures: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
-        draws = keyed_uniform(self.seed, epoch, ids, 9)
+        draws = keyed.uniform(keyed.keys(self.seed, epoch, ids), 0, 9)
         offsets = (draws[:, :2] * (self.border + 1)).long()
         if not self.random_crop:
             offsets.fill_(self.border // 2)
@@ -112,23 +114,6 @@ class Augment:
 
 def _mirror(patches: Tensor, mirrored: Tensor | None) -> Tensor:
     return patches if mirrored is None else torch.where(mirrored[:, None, None, None], patches.flip(2), patches)
-
-
-def keyed_uniform(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
-    """(n, count) float32 in [0, 1), a hash of (seed, epoch, id, column): equal on every device and in every order."""
-    key = _mix(_mix(torch.tensor(seed & 0xFFFFFFFF, device=ids.device)) + epoch)
-    rows = _mix(key ^ ids.remainder(1 << 32))
-    columns = _mix(torch.arange(1, count + 1, device=ids.device) * 0x9E3779B9)
-    return (_mix(rows[:, None] ^ columns) >> 8) * 2.0**-24
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit integers that flips half of the bits for each changed one ("lowbias32", C. Wellons)."""
-    mask = 0xFFFFFFFF
-    x = x & mask
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
-    return x ^ (x >> 16)
 
 
 def normal(uniform: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -11,7 +12,14 @@ from alexnet.data.augment import Augment
 from alexnet.data.loader import Batch, Loader, Order
 from alexnet.data.store import open_store
 
-Images = tuple[Tensor, Tensor, Tensor]  # images (n, 3, crop, crop) float32, labels (n,) int64, weights (n,) float32
+
+class Images(NamedTuple):
+    """What the net sees: images (n, 3, crop, crop) float32; labels and ids (n,) int64; weights (n,) float32."""
+
+    images: Tensor
+    labels: Tensor
+    weights: Tensor
+    ids: Tensor
 
 
 class StoreData(L.LightningDataModule):
@@ -49,9 +57,9 @@ class StoreData(L.LightningDataModule):
 
     def loader(self, split: str) -> Loader:
         """This rank's batches of `train` or `val`, as raw bytes."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        pin = torch.cuda.is_available()
-        return Loader(self.store.splits[split], self.order(split, rank, world_size), self.threads, pin)
+        share = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {"rank": 0, "num_replicas": 1}
+        order = self.order(split, share["rank"], share["num_replicas"])  # ranks that share a net's towers share batches
+        return Loader(self.store.splits[split], order, self.threads, pin_memory=torch.cuda.is_available())
 
     def train_dataloader(self) -> Loader:
         return self.loader("train")
@@ -66,4 +74,4 @@ class StoreData(L.LightningDataModule):
             images = self.augment.train(batch.pictures, batch.ids, self.trainer.current_epoch)
         else:
             images = self.augment.center(batch.pictures)
-        return self.trainer.precision_plugin.convert_input(images), batch.labels, batch.weights
+        return Images(self.trainer.precision_plugin.convert_input(images), batch.labels, batch.weights, batch.ids)

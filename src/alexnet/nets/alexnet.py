@@ -71,13 +71,13 @@ class AlexNet(nn.Sequential):
         channels = [_scaled(count, width, towers) for count in channels]
         hidden = [_scaled(count, width, towers) for count in hidden]
         joined = 1 if communicate else towers
-        self.towers = towers
+        self.towers, self.communicate, self.norm_across_towers = towers, communicate, norm_across_towers
         make = {
-            "relu": lambda: activation_named(activation),
-            "norm": lambda: LocalResponseNorm(k=norm_k, groups=1 if norm_across_towers else towers),
-            "spatial_norm": SpatialResponseNorm,
-            "pool": lambda: nn.MaxPool2d(pool[0], pool[1], ceil_mode=True),
-            "dropout": lambda: Dropout(dropout),
+            "relu": lambda number: activation_named(activation),
+            "norm": lambda number: LocalResponseNorm(k=norm_k, groups=1 if norm_across_towers else towers),
+            "spatial_norm": lambda number: SpatialResponseNorm(),
+            "pool": lambda number: nn.MaxPool2d(pool[0], pool[1], ceil_mode=True),
+            "dropout": lambda number: Dropout(dropout, number),
         }
         seen = 3  # channels, then units, that the next layer sees
 
@@ -91,7 +91,7 @@ class AlexNet(nn.Sequential):
             for name in then:
                 if name not in make:
                     raise ValueError(f"model.stage{number}: {name} is not known; choose from {', '.join(make)}")
-                self.add_module(f"{name}{number}", make[name]())
+                self.add_module(f"{name}{number}", make[name](number))
 
         kernel, stride, padding = conv1
         if padding is None:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet import keyed
+
 
 class _ResponseNorm(torch.autograd.Function):
     """y = x · d^-¾ with d = k + scale · Σ x² over a window of channels and, for `spatial`, of pixels.
@@ -90,18 +92,28 @@ class SpatialResponseNorm(nn.Module):
 
 class Dropout(nn.Module):
     """The paper's dropout (§4.2): units are zeroed in training and not scaled up; at test they are all multiplied by
-    1 - p. torch's `nn.Dropout` doubles in training instead, which amounts to another learning rate."""
+    1 - p. torch's `nn.Dropout` doubles in training instead, which amounts to another learning rate.
 
-    def __init__(self, p: float = 0.5):
+    Shape: (n, units). With `keys`, (n,) int64, a unit's fate depends on its picture's key, `layer` and its own number
+    alone, whatever device it lies on; where units are spread, `part` says which share lies here. Without, torch draws.
+    """
+
+    def __init__(self, p: float = 0.5, layer: int = 0):
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"model.dropout={p} must lie in [0, 1)")
-        self.p = p
+        self.p, self.layer, self.part = p, layer, 0
+        self.keys: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x * (1 - self.p)
-        return x * (torch.rand_like(x, dtype=torch.float32) >= self.p)
+        if self.p == 0:
+            return x
+        if self.keys is None:
+            return x * (torch.rand_like(x, dtype=torch.float32) >= self.p)
+        first = (self.layer << 16) + self.part * x.shape[1]
+        return x * (keyed.uniform(self.keys, first, x.shape[1]) >= self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from torch.distributed.tensor import DTensor
 
 from alexnet.data.datamodule import StoreData
 from alexnet.data.loader import Loader
@@ -133,16 +134,20 @@ class Figures(L.Callback):
         from alexnet.training import pictures
 
         assert isinstance(module, Classifier)
-        if not trainer.is_global_zero or not trainer.loggers:
+        if not trainer.loggers:
+            return
+        data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
+        shown, labels = pictures.sample(data.store.splits["val"], 8)
+        with torch.no_grad():  # by every rank, since the net may be spread over them
+            probabilities = module.net(data.augment.center(shown.to(module.device))).softmax(1).cpu()
+            kernels = dict(module.net.named_parameters()).get("conv1.weight")
+            if isinstance(kernels, DTensor):
+                kernels = kernels.full_tensor()
+        if not trainer.is_global_zero:
             return
         board = trainer.logger.experiment  # type: ignore[union-attr]
-        kernels = dict(module.net.named_parameters()).get("conv1.weight")
         if kernels is not None:
             towers = getattr(module.net, "towers", 1)
             board.add_image("conv1/kernels", pictures.kernels(kernels.detach().cpu(), towers), trainer.global_step)
-        data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
-        shown, labels = pictures.sample(data.store.splits["val"], 8)
-        with torch.no_grad():
-            probabilities = module.net(data.augment.center(shown.to(module.device))).softmax(1).cpu()
         figure = pictures.predictions(shown, labels, probabilities, module.classes)
         board.add_figure("validation/predictions", figure, trainer.global_step)

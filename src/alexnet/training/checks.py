@@ -26,8 +26,8 @@ def checked(cfg: DictConfig) -> DictConfig:
             "leave it null, or give at least as many"
         )
     _check_devices(cfg.trainer)
-    _check_batches(cfg, store)
     _check_net(cfg)
+    _check_batches(cfg, store)
     return cfg
 
 
@@ -67,13 +67,16 @@ def _check_batches(cfg: DictConfig, store: Store) -> None:
     from alexnet.data.loader import Order
 
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
-    Order(len(store.splits["train"]), cfg.data.batch_size, cfg.seed, 0, world_size, train=True)
+    shares = instantiate(cfg.parallel).shares(world_size)
+    Order(len(store.splits["train"]), cfg.data.batch_size, cfg.seed, 0, shares, train=True)
 
 
 def _check_net(cfg: DictConfig) -> None:
     from alexnet.training.checkpoints import read_checkpoint, weights_for
 
     net = instantiate(cfg.model)
+    world_size = cfg.trainer.devices * cfg.trainer.num_nodes
+    instantiate(cfg.parallel).check(net, world_size, cfg.trainer.precision)
     if cfg.resume:
         checkpoint = read_checkpoint(checkpoint_file(cfg.resume, "last"))
         weights_for(net, checkpoint)

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet import keyed
 from alexnet.data.datamodule import Images
+from alexnet.nets.layers import Dropout
+from alexnet.parallel.forms import DataParallel
 from alexnet.training.metrics import Errors
 
 
@@ -20,7 +23,8 @@ class Classifier(L.LightningModule):
         classes: names, one for each output.
         optimizer: builds the optimiser from the net.
         schedule: builds Lightning's scheduler entry from the optimiser and the number of steps.
-        seed: of dropout's masks, which are drawn anew from (seed, step, rank), so that a resumed run repeats them.
+        form: how the net spreads over devices.
+        seed: of dropout, with the step and the pictures' ids, so that every number of devices and a resumed run agree.
         config: the run's whole configuration, kept in every checkpoint as plain values.
     """
 
@@ -30,23 +34,34 @@ class Classifier(L.LightningModule):
         classes: list[str],
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         schedule: Callable[[torch.optim.Optimizer, int], dict[str, Any]],
+        form: DataParallel,
         seed: int,
         config: dict[str, Any],
     ):
         super().__init__()
         self.net, self.classes, self.seed, self.config = net, classes, seed, config
-        self.build_optimizer, self.build_schedule = optimizer, schedule
+        self.build_optimizer, self.build_schedule, self.form = optimizer, schedule, form
+        self.is_split = False
         self.train_errors, self.val_errors = Errors(len(classes)), Errors(len(classes))
         self.val_counts: dict[str, int] = {}
+
+    def configure_model(self) -> None:  # Lightning calls it before each of fit, validate and test
+        if self.device_mesh is None or self.is_split:
+            return
+        self.net.to(self.trainer.strategy.root_device)
+        group = self.form.split(self.net, self.device_mesh)
+        self.train_errors.process_group = self.val_errors.process_group = group
+        self.is_split = True
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
-    def on_train_batch_start(self, batch: Images, batch_idx: int) -> None:
-        torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)))
-
     def training_step(self, batch: Images, batch_idx: int) -> Tensor:
-        images, labels, weights = batch
+        images, labels, weights, ids = batch
+        keys = self.form.rows(keyed.keys(self.seed, self.global_step, ids), self.device_mesh)
+        for layer in self.net.modules():
+            if isinstance(layer, Dropout):
+                layer.keys = keys
         logits = self.net(images)
         losses = F.cross_entropy(logits, labels, reduction="none")
         self.train_errors.update(logits, labels, weights, losses.detach())
@@ -58,7 +73,7 @@ class Classifier(L.LightningModule):
         self._log_errors("train", self.train_errors)
 
     def validation_step(self, batch: Images, batch_idx: int) -> None:
-        images, labels, weights = batch
+        images, labels, weights, _ = batch
         logits = self.net(images)
         self.val_errors.update(logits, labels, weights, F.cross_entropy(logits, labels, reduction="none"))
 

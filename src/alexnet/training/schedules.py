@@ -9,21 +9,26 @@ from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, ReduceLROnPlateau
 ERROR = "val/top1_error"
 
 
-def plateau(
-    optimizer: Optimizer, total_steps: int, *, patience: int, drops: int, factor: float, threshold: float
+def drops(
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    epochs: Sequence[int] | None,
+    factor: float,
+    patience: int,
+    threshold: float,
+    drops: int,
 ) -> dict[str, Any]:
-    """The paper's rule: multiply by `factor` when the validation error has not fallen by `threshold` (of 1) for more
-    than `patience` epochs, `drops` times at most."""
+    """Multiplies the rate by `factor` when each of `epochs` is done: a recorded run's drops. Without them, the paper's
+    rule: when the validation error has not fallen by `threshold` (of 1) for more than `patience` epochs, `drops` times
+    at most."""
+    if epochs is not None:
+        return {"scheduler": MultiStepLR(optimizer, list(epochs), factor), "interval": "epoch"}
     floors = [group["lr"] * factor**drops for group in optimizer.param_groups]
     rule = ReduceLROnPlateau(
         optimizer, "min", factor, patience, threshold=threshold, threshold_mode="abs", min_lr=floors, eps=0
     )
     return {"scheduler": rule, "interval": "epoch", "monitor": ERROR}
-
-
-def steps(optimizer: Optimizer, total_steps: int, *, epochs: Sequence[int], factor: float) -> dict[str, Any]:
-    """Multiply by `factor` when each of `epochs` is done: a recorded run's drops."""
-    return {"scheduler": MultiStepLR(optimizer, list(epochs), factor), "interval": "epoch"}
 
 
 def linear(optimizer: Optimizer, total_steps: int, *, warmup: float) -> dict[str, Any]:

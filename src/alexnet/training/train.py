@@ -55,9 +55,12 @@ def build(cfg: DictConfig) -> Run:
     L.seed_everything(cfg.seed, verbose=False)
     net = instantiate(cfg.model).to(memory_format=torch.channels_last)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    module = Classifier(net, data.classes, instantiate(cfg.optimizer), instantiate(cfg.schedule), cfg.seed, plain)
+    form = instantiate(cfg.parallel)
+    rules = instantiate(cfg.optimizer), instantiate(cfg.schedule)
+    module = Classifier(net, data.classes, *rules, form, cfg.seed, plain)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=instantiate(cfg.logger))
+    strategy = form.strategy(cfg.trainer.devices * cfg.trainer.num_nodes)
+    trainer = instantiate(cfg.trainer, strategy=strategy, callbacks=callbacks, logger=instantiate(cfg.logger))
     checkpoint = checkpoint_file(cfg.resume, "last") if cfg.resume else None
     return Run(Path(HydraConfig.get().runtime.output_dir), cfg, trainer, module, data, checkpoint)
 
