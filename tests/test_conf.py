@@ -10,9 +10,7 @@ from omegaconf import OmegaConf
 import alexnet.entry  # noqa: F401  (registers the resolvers)
 
 CONF = ROOT / "conf"
-CHOICES = [
-    (file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name not in ("recipe",)
-]
+CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name != "recipe"]
 
 
 @pytest.mark.parametrize("group, choice", CHOICES)

@@ -38,9 +38,10 @@ def test_command(command, here, small, small_store, pictures, tmp_path):
         here(door, *options)
     elif f"resume={finished}" in options:
         here(door, f"resume={finished}", "trainer.max_epochs=2")
-    elif "trainer.devices=2" in options:
-        done = run(door, *options, *quick, *narrow, f"hydra.run.dir={tmp_path}", "trainer.accelerator=cpu")
+    elif "trainer.devices=2" in options or "-m" in options:
+        place = f"hydra.{'sweep' if '-m' in options else 'run'}.dir={tmp_path}"
+        done = run(door, *options, *quick, *narrow, place, "trainer.accelerator=cpu")
         assert done.returncode == 0, done.stderr
     else:
-        place = f"hydra.{'sweep' if '-m' in options else 'run'}.dir={tmp_path}"
-        here(door, *[option for option in options if "data.folder" not in option], *quick, *narrow, place)
+        options = [option for option in options if "data.folder" not in option]
+        here(door, *options, *quick, *narrow, f"hydra.run.dir={tmp_path}")

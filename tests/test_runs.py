@@ -1,11 +1,17 @@
 """Whole runs by the doors: what they leave behind, resuming, evaluating, and two and three processes."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import board, result, run
+
+from alexnet.nets.alexnet import AlexNet
+from alexnet.nets.cifar import CifarConv4
+from alexnet.parallel.forms import Hybrid, Towers
 
 
 @pytest.fixture
@@ -64,27 +70,86 @@ def test_diverging_ends_with_the_remedy(here, small, tmp_path, capfd):
     assert "training has diverged; lower optimizer.lr" in capfd.readouterr().err
 
 
+FORMS = {
+    "one": ["trainer.devices=1"],
+    "two": ["trainer.devices=2"],
+    "three": ["trainer.devices=3"],
+    "towers": ["trainer.devices=2", "parallel=towers"],
+    "hybrid": ["trainer.devices=2", "parallel=hybrid"],
+    "two pairs of towers": ["trainer.devices=4", "parallel=towers"],
+}
+
+
 @pytest.fixture(scope="session")
-def by_devices(small, tmp_path_factory) -> dict[int, Path]:
-    """Folders of the same twelve steps, dropout and all, by one, two and three processes."""
-    folders = {}
-    for devices in (1, 2, 3):
-        folder = folders[devices] = tmp_path_factory.mktemp("devices") / str(devices)
-        options = ["data.batch_size=12", "trainer.max_epochs=3", f"trainer.devices={devices}"]
-        done = run("train.py", *small, *options, f"hydra.run.dir={folder}", "trainer.accelerator=cpu")
-        assert done.returncode == 0, done.stderr
-    return folders
+def by_form(small, tmp_path_factory) -> Callable[[str], Path]:
+    """Folders of the same eight steps, dropout and all, in each form."""
+    folders: dict[str, Path] = {}
+
+    def folder(form: str) -> Path:
+        if form not in folders:
+            folders[form] = tmp_path_factory.mktemp("forms") / "run"
+            options = ["data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+            done = run("train.py", *small, *options, *FORMS[form], f"hydra.run.dir={folders[form]}")
+            assert done.returncode == 0, done.stderr
+        return folders[form]
+
+    return folder
 
 
-@pytest.mark.parametrize("devices", [2, 3])
-def test_more_processes_train_the_same(by_devices, devices):
-    alone, together = ([event.value for event in board(by_devices[n]).Scalars("train/loss")] for n in (1, devices))
-    assert len(alone) == 12
-    assert together == pytest.approx(alone, rel=1e-5)
-    assert result(by_devices[devices])["val_counts"] == result(by_devices[1])["val_counts"]
-    assert result(by_devices[1])["val_counts"]["pictures"] == 1003
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "one"])
+def test_every_form_trains_the_same(by_form, form):
+    alone, together = by_form("one"), by_form(form)
+    losses = [[event.value for event in board(folder).Scalars("train/loss")] for folder in (alone, together)]
+    assert len(losses[0]) == 8
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert result(together)["val_counts"] == result(alone)["val_counts"]
+    assert result(alone)["val_counts"]["pictures"] == 1003
+    spread = weights(together)
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(spread[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_processes_share_one_folder(by_devices):
-    assert {file.name for file in by_devices[2].parent.iterdir()} == {"2"}
-    assert len(list((by_devices[2] / "tensorboard").glob("events*"))) == 2  # the scalars, and the HPARAMS tab
+def test_processes_share_one_folder(by_form):
+    assert {file.name for file in by_form("two").parent.iterdir()} == {"run"}
+    assert len(list((by_form("two") / "tensorboard").glob("events*"))) == 2  # the scalars, and the HPARAMS tab
+
+
+def test_a_run_goes_on_in_another_form(finished, here, tmp_path):
+    alone = shutil.copytree(finished, tmp_path / "alone")
+    here("train.py", f"resume={alone}", "trainer.max_epochs=3")
+    done = run("train.py", f"resume={finished}", "trainer.max_epochs=3", "parallel=towers", "trainer.devices=2")
+    assert done.returncode == 0, done.stderr
+    assert result(finished)["val_counts"] == result(alone)["val_counts"]
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(weights(finished)[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    here("train.py", f"resume={finished}", "trainer.max_epochs=4", "parallel=auto", "trainer.devices=1")
+    assert result(finished)["epochs"] == 4
+
+
+@pytest.mark.parametrize(
+    "form, net, devices, precision, said",
+    [
+        (Towers(2), AlexNet(width=0.1), 3, "32-true", "devices in groups of 2, but there are 3"),
+        (Towers(2), AlexNet(width=0.1, towers=1), 2, "32-true", "needs a network of 2 towers"),
+        (Towers(2), AlexNet(width=0.1, communicate=False), 2, "32-true", "towers that communicate"),
+        (Towers(2), AlexNet(width=0.1), 2, "16-mixed", "take bf16-mixed"),
+        (Hybrid(3), AlexNet(width=0.1), 3, "32-true", "fc6 has 410 units, which do not divide by 3"),
+        (Hybrid(2), CifarConv4(), 2, "32-true", "needs an AlexNet"),
+    ],
+)
+def test_what_can_not_be_spread_is_refused(form, net, devices, precision, said):
+    with pytest.raises(ValueError, match=said):
+        form.check(net, devices, precision)
+
+
+def test_a_sweep_goes_on_and_skips_what_is_done(small, tmp_path):
+    sweep = ["-m", *small, "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path / 'a=b,c'}"]
+    done = run("train.py", *sweep, "seed=0,1", "data.batch_size=8,7", "trainer.devices=2")
+    assert done.returncode == 1 and "does not divide by 2 devices" in done.stderr
+    folders = sorted((tmp_path / "a=b,c").glob("[0-9]"))
+    assert [(folder / "result.json").is_file() for folder in folders] == [True, False, True, False]
+    assert done.stdout.count("failed") >= 2
+    before = (folders[0] / "result.json").stat().st_mtime_ns
+    again = run("train.py", *sweep, "seed=0,1", "data.batch_size=8", "trainer.devices=2")
+    assert again.returncode == 0, again.stderr
+    assert (folders[0] / "result.json").stat().st_mtime_ns == before and (folders[1] / "result.json").is_file()

@@ -29,7 +29,8 @@ class Columns(ParallelStyle):
         for name, value in list(module.named_parameters(recurse=False)):
             module.register_parameter(name, nn.Parameter(distribute_tensor(value, device_mesh, [Shard(0)])))
         assert isinstance(module, nn.Conv2d)
-        module.forward = partial(_convolve, module, device_mesh if self.gather else None)
+        forward = partial(_convolve, module, device_mesh if self.gather else None)
+        module.forward = forward  # type: ignore[method-assign]
         return module
 
 

@@ -37,9 +37,12 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     checkpoint_file(cfg.resume, "last")
     typed = [text for text in hydra.overrides.task if not text.startswith("resume=")]
     groups = [text for text in typed if text.split("=")[0] in hydra.runtime.choices]
-    if groups:
-        raise ValueError(f"resume={cfg.resume} keeps the run's choices: leave out {' '.join(groups)}")
-    return DictConfig(OmegaConf.merge(stored, OmegaConf.from_dotlist([*typed, f"resume={cfg.resume}"])))
+    values = [text for text in typed if text not in groups]
+    if spread := [text for text in groups if text.startswith("parallel=")]:
+        stored.parallel = cfg.parallel  # a run goes on in any form
+    if others := [text for text in groups if text not in spread]:
+        raise ValueError(f"resume={cfg.resume} keeps the run's choices: leave out {' '.join(others)}")
+    return DictConfig(OmegaConf.merge(stored, OmegaConf.from_dotlist([*values, f"resume={cfg.resume}"])))
 
 
 def _check_devices(trainer: DictConfig) -> None:
@@ -48,7 +51,7 @@ def _check_devices(trainer: DictConfig) -> None:
     devices, accelerator = trainer.devices, trainer.accelerator
     if devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
         # Lightning starts the other ranks by the sweep's own command, and each would run a sweep of its own.
-        raise ValueError(f"trainer.devices={devices} can't be swept with -m in one process: start each run by itself")
+        raise ValueError(f"trainer.devices={devices} can't be swept in one process: leave hydra/launcher=process")
     if devices < 1:
         raise ValueError(f"trainer.devices={devices} must be at least 1")
     gpus = torch.cuda.device_count()

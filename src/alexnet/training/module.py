@@ -48,7 +48,7 @@ class Classifier(L.LightningModule):
     def configure_model(self) -> None:  # Lightning calls it before each of fit, validate and test
         if self.device_mesh is None or self.is_split:
             return
-        self.net.to(self.trainer.strategy.root_device)
+        self.net.to(self.trainer.strategy.root_device).to(memory_format=torch.contiguous_format)  # as FSDP needs it
         group = self.form.split(self.net, self.device_mesh)
         self.train_errors.process_group = self.val_errors.process_group = group
         self.is_split = True
