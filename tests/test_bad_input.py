@@ -11,7 +11,7 @@ OPTIONS = {
     "model=alexnett": "Could not find 'model/alexnett'",
     "optimizer.lrr=1": "Could not override 'optimizer.lrr'",
     "optimizer.lr=fast": "optimizer.lr=fast must be a number",
-    "optimizer.lr=fast trainer.devices=two": "such as 0.01; trainer.devices=two must be a whole number",
+    "optimizer.lr=fast trainer.devices=two": "such as 0.007; trainer.devices=two must be a whole number",
     "model.dropout=1.5": "model.dropout=1.5 must lie in",
     "data=store": "data.folder is missing",
     "data=store data.folder=nowhere": "data.folder=nowhere holds no prepared store",

@@ -18,7 +18,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
@@ -50,6 +50,13 @@ class ProcessLauncher(Launcher):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
         job = JobReturn(overrides=overrides, working_dir=str(folder), task_name=cfg.hydra.job.name)
+        if (there := _options(folder)) not in (None, overrides):
+            job.status = JobStatus.FAILED
+            job.return_value = ValueError(
+                f"{folder} holds another job ({' '.join(there)}): give another hydra.sweep.dir"
+            )
+            log.error("%s", job._return_value)
+            return job
         if (folder / "result.json").is_file():
             log.info("%s is done: %s", folder, " ".join(overrides))
         else:
@@ -63,6 +70,12 @@ class ProcessLauncher(Launcher):
         job.status = JobStatus.COMPLETED
         job.return_value = _result(folder).get("best_top1_error")
         return job
+
+
+def _options(folder: Path) -> list[str] | None:
+    """Those of the job in `folder`."""
+    file = folder / ".hydra" / "overrides.yaml"
+    return list(OmegaConf.load(file)) if file.is_file() else None
 
 
 def _command(overrides: list[str], folder: Path) -> list[str]:

@@ -40,7 +40,7 @@ class Files:
         self.classes = sorted({_top(piece) for piece in pieces["train"]} | _empty_classes(halves["train"]))
         self.items: dict[str, list[tuple[Piece, int]]] = {}
         problems = []
-        if not pieces["train"] or "" in self.classes:
+        if not self.classes or "" in self.classes:
             raise ValueError(f"{halves['train']} must hold the pictures of each class in a folder or tar of its own")
         number = {name: i for i, name in enumerate(self.classes)}
         seen = {_top(piece) for piece in pieces["val"]} | _empty_classes(halves["val"])

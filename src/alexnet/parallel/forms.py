@@ -98,9 +98,7 @@ class Hybrid(DataParallel):
 
 def _check_group(net: "nn.Module", group: int, world_size: int, precision: str, name: str) -> None:
     if world_size % group:
-        raise ValueError(
-            f"parallel={name} needs trainer.devices · trainer.num_nodes in {group}s, but they are {world_size}"
-        )
+        raise ValueError(f"parallel={name} needs devices in groups of {group}, but there are {world_size} in all")
     if precision == "16-mixed":
         raise ValueError(f"parallel={name} can't run in 16-mixed, which has to scale gradients: take bf16-mixed")
     for layer in ("fc6", "fc7"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch.distributed.tensor import DTensor
@@ -124,6 +125,18 @@ class Progress(L.Callback):
 def _no_step(record: logging.LogRecord) -> bool:
     """Keeps the lines that the bar shows off the terminal; the log file has them."""
     return not hasattr(record, "step")
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's, which by itself forgets the best error of a run whose folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def moved(path: str) -> str:
+            return path.replace(state_dict["dirpath"], str(self.dirpath))
+
+        here = {key: moved(value) if isinstance(value, str) else value for key, value in state_dict.items()}
+        here["best_k_models"] = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(here)
 
 
 class Figures(L.Callback):

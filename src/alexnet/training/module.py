@@ -95,3 +95,21 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"], checkpoint["classes"] = self.config, self.classes
+        if self.device_mesh is not None:
+            return
+        optimizer = checkpoint["optimizer_states"][0]
+        self._number_by_position(optimizer)
+        # Ordinary strides: the model-parallel strategy sends a tensor's memory as it lies.
+        for tensors in (checkpoint["state_dict"], *optimizer["state"].values()):
+            tensors.update({name: value.contiguous() for name, value in tensors.items()})
+
+    def _number_by_position(self, state: dict[str, Any]) -> None:
+        """Renumbers an optimiser's state from the order of its groups to that of the parameters, in which Lightning's
+        model-parallel strategy reads and writes it; then one file fits every form."""
+        position = {parameter: i for i, parameter in enumerate(self.parameters())}
+        number: dict[int, int] = {}
+        for saved, group in zip(state["param_groups"], self.optimizers().param_groups, strict=True):  # type: ignore[union-attr]
+            places = [position[parameter] for parameter in group["params"]]
+            number |= dict(zip(saved["params"], places, strict=True))
+            saved["params"] = places
+        state["state"] = {number[i]: value for i, value in state["state"].items()}

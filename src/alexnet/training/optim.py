@@ -29,17 +29,22 @@ class SGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["lr"] != 0:
-                self._update(group)
+            self._update(group)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for p, state in self.state.items():
+            if state["velocity"].stride() != p.stride():  # the foreach kernels are fast on equal strides
+                state["velocity"] = torch.empty_like(p).copy_(state["velocity"])
 
     def _update(self, group: dict[str, Any]) -> None:
         weights = [p for p in group["params"] if p.grad is not None]
-        if not weights:
-            return
-        for p in weights:
+        for p in weights:  # also with ε = 0: torch's loading of spread checkpoints takes such a step to make the state
             if "velocity" not in self.state[p]:
                 self.state[p]["velocity"] = torch.zeros_like(p)
+        if not weights or group["lr"] == 0:
+            return
         velocities = [self.state[p]["velocity"] for p in weights]
         torch._foreach_mul_(velocities, group["momentum"])
         if group["weight_decay"]:
