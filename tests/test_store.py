@@ -169,10 +169,10 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path):
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """Three megabytes."""
+    """Six megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2300k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting needs root")
     yield disk
     subprocess.run(["umount", disk], check=True)
@@ -186,14 +186,14 @@ def test_a_full_disk_is_one_line_and_resumable(tiny_disk, tmp_path):
         (folder / f"{i}.png").write_bytes(encoded(rng, "RGB", (32, 32), "PNG"))
     command = ["prepare.py", f"source={tmp_path / 'pictures'}", f"folder={tiny_disk / 'store'}", "size=32"]
     filler = tiny_disk / "filler"
-    filler.write_bytes(bytes(1_000_000))
+    filler.write_bytes(bytes(5_000_000))
     done = run(*command)
     (said,) = done.stderr.splitlines()
     assert done.returncode == 1 and "still needs 0.002 GB and the disk has 0.001 GB: make room" in said
     filler.unlink()
 
     plan_checked = "alexnet.data.write._check_space"  # as if another program had filled the disk meanwhile
-    filler.write_bytes(bytes(2_000_000))
+    filler.write_bytes(bytes(6_000_000))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="is full: make room and start again"):
         patch.setattr(plan_checked, lambda *_: None)
         prepare_store(str(tmp_path / "pictures"), str(tiny_disk / "store"), 32)

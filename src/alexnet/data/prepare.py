@@ -67,7 +67,7 @@ def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Itera
         if isinstance(pixels, str):
             yield Picture(b"", None, item.label, item.name, pixels)
         else:
-            data = to_jpeg(pixels, how["quality"]) if how["encoding"] == "jpeg" else pixels.tobytes()
+            data = to_jpeg(pixels, how["quality"]) if how["encoding"] == "jpeg" else pixels.data
             yield Picture(data, pixels, item.label, item.name)
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from alexnet.data.colors import color_products, principal_components
 from alexnet.data.contact_sheet import contact_sheet
 from alexnet.data.store import FORMAT, SHARD, Store
 
@@ -32,7 +33,7 @@ class Picture(NamedTuple):
     """`data` is what the shard holds and `pixels` (size, size, 3) uint8 what it shows; `problem`, if any, why it can't
     be stored."""
 
-    data: bytes
+    data: bytes | memoryview
     pixels: np.ndarray | None
     label: int
     name: str
@@ -94,12 +95,24 @@ def write_store(folder: str | Path, plan: Plan) -> Store:
     _check_space(folder, plan, todo)
     try:
         _write_shards(plan, todo, partial, parts)
+        _finish(plan, partial, parts)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         message = f"the disk of folder={folder} is full: make room and start again, which goes on from here"
         raise OSError(errno.ENOSPC, message) from None
-    bad = _bad(plan, parts)
+    partial.rename(folder)
+    shutil.rmtree(parts)
+    return Store(folder)
+
+
+def _check_bad(plan: Plan, parts: Path) -> list[str]:
+    """Lines "name<tab>reason" of the pictures that are left out. Raises ValueError if they are too many."""
+    bad = [
+        (split, shard, str(line))
+        for split, shard in plan.shards()
+        for line in np.load(_record_file(parts, split, shard))["bad"]
+    ]
     if len(bad) > plan.max_bad:
         for split, number, _ in bad:  # looked at again next time, since they may be mended
             _record_file(parts, split, number).unlink(missing_ok=True)
@@ -108,11 +121,7 @@ def write_store(folder: str | Path, plan: Plan) -> Store:
             f"{len(bad)} of {sum(plan.counts.values())} pictures can't be read: {shown}. Mend them and start again, "
             f"which goes on from here, or leave them out with max_bad={len(bad)}"
         )
-    _finish(plan, partial, parts, [line for *_, line in bad])
-    contact_sheet(Store(partial)).savefig(partial / "contact-sheet.png", dpi=80, metadata={"Software": None})
-    partial.rename(folder)
-    shutil.rmtree(parts)
-    return Store(folder)
+    return [line for *_, line in bad]
 
 
 def _there(folder: Path, plan: Plan, parts: Path) -> Store:
@@ -207,11 +216,10 @@ def _write_shard(plan: Plan, split: str, shard: int, partial: Path, parts: Path,
             file.write(picture.data)
             digest.update(picture.data)
             labels.append(picture.label)
-            sizes.append(len(picture.data))
+            sizes.append(memoryview(picture.data).nbytes)
             if split == "train":
                 total += picture.pixels
-                flat = picture.pixels.reshape(-1, 3).astype(np.float64)
-                products += flat.T @ flat  # integers below 2^53: exact in any order
+                products += color_products(picture.pixels)  # integers below 2^53: exact in any order
     record = Record(*(np.array(x) for x in (labels, sizes, total, products, digest.hexdigest(), bad)))
     unfinished = parts / f"{split}-{shard:05d}.tmp"
     with unfinished.open("wb") as file:
@@ -232,25 +240,15 @@ def _record(parts: Path, split: str, shard: int) -> Record:
         return Record(**arrays)
 
 
-def _bad(plan: Plan, parts: Path) -> list[tuple[str, int, str]]:
-    """(split, shard, "name<tab>reason") of each picture that was left out."""
-    return [
-        (split, shard, str(line))
-        for split, shard in plan.shards()
-        for line in np.load(_record_file(parts, split, shard))["bad"]
-    ]
-
-
-def _finish(plan: Plan, partial: Path, parts: Path, bad: list[str]) -> None:
+def _finish(plan: Plan, partial: Path, parts: Path) -> None:
+    bad = _check_bad(plan, parts)
     splits = {split: _Split(plan, split, parts) for split in plan.counts}
     for name, split in splits.items():
         np.save(partial / f"{name}-labels.npy", split.labels)
         if plan.encoding != "raw":
             np.save(partial / f"{name}-ends.npy", split.ends)
     train = splits["train"]
-    pixels = len(train.labels) * plan.size**2
-    channels = train.total.sum((0, 1)) / pixels
-    eigenvalues, vectors = np.linalg.eigh(train.products / pixels - np.outer(channels, channels))
+    channels, std, vectors = principal_components(train.total, train.products, len(train.labels))
     np.save(partial / "mean.npy", (train.total / len(train.labels)).astype(np.float32))
     (partial / "bad.tsv").write_text("".join(line + "\n" for line in bad))
     manifest = {
@@ -260,12 +258,13 @@ def _finish(plan: Plan, partial: Path, parts: Path, bad: list[str]) -> None:
         "classes": plan.classes,
         "splits": {name: split.summary for name, split in splits.items()},
         "channel_mean": channels.tolist(),
-        "color_std": np.sqrt(eigenvalues.clip(0)).tolist(),
+        "color_std": std.tolist(),
         "color_vectors": vectors.tolist(),
         "made_of": plan.made_of,
         "made_with": plan.made_with,
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    contact_sheet(Store(partial)).save(partial / "contact-sheet.png")
 
 
 class _Split:
