@@ -40,7 +40,7 @@ def test_recipes_reach_the_network_of_their_name(file):
     assert plain != cooked
 
 
-@pytest.mark.parametrize("name", ["evaluate", "prepare"])
+@pytest.mark.parametrize("name", ["benchmark", "evaluate", "prepare"])
 def test_other_doors_compose(name):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose(name)
