@@ -118,8 +118,8 @@ def _check_bad(plan: Plan, parts: Path) -> list[str]:
             _record_file(parts, split, number).unlink(missing_ok=True)
         shown = "; ".join(line for *_, line in bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise ValueError(
-            f"{len(bad)} of {sum(plan.counts.values())} pictures can't be read: {shown}. Mend them and start again, "
-            f"which goes on from here, or leave them out with max_bad={len(bad)}"
+            f"{len(bad)} of {sum(plan.counts.values())} pictures can't be read: {shown}. Mend them, or "
+            f"leave them out with max_bad={len(bad)}"
         )
     return [line for *_, line in bad]
 
