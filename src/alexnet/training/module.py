@@ -53,9 +53,6 @@ class Classifier(L.LightningModule):
         self.train_errors.process_group = self.val_errors.process_group = group
         self.is_split = True
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
-
     def training_step(self, batch: Images, batch_idx: int) -> Tensor:
         images, labels, weights, ids = batch
         keys = self.form.rows(keyed.keys(self.seed, self.global_step, ids), self.device_mesh)
