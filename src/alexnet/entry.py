@@ -16,8 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 TRUSTED = ("alexnet.", "torch.", "lightning.")
-
-
 CONF = Path(__file__).parents[2] / "conf"
 MENDABLE = (ValueError, TypeError, OSError, InstantiationException)
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -73,9 +73,10 @@ class ProcessLauncher(Launcher):
 
 
 def _options(folder: Path) -> list[str] | None:
-    """Those of the job in `folder`."""
+    """Those of the job in `folder`; a job that went on names its folder alone."""
     file = folder / ".hydra" / "overrides.yaml"
-    return list(OmegaConf.load(file)) if file.is_file() else None
+    options = list(OmegaConf.load(file)) if file.is_file() else ["resume="]
+    return None if options[:1] and options[0].startswith("resume=") else options
 
 
 def _command(overrides: list[str], folder: Path) -> list[str]:

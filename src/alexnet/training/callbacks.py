@@ -32,7 +32,7 @@ class Speed(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.pictures += len(batch[0]) * trainer.world_size
+        self.pictures += trainer.datamodule.batch_size  # type: ignore[attr-defined]  # ranks may share pictures
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             taken, waited = time.perf_counter() - self.since, _loader(trainer).waited - self.waited
             module.log_dict({"speed/images_per_second": self.pictures / taken, "speed/data_wait": waited / taken})
