@@ -17,7 +17,7 @@ def checked(cfg: DictConfig) -> DictConfig:
     Raises ValueError or FileNotFoundError if it can't be trained."""
     if cfg.resume:
         cfg = _resumed(cfg)
-    store = open_store(cfg.data.folder, instantiate(cfg.data.make))
+    store = open_store(cfg.data.folder, instantiate(cfg.data.make), cfg.data.cache, cfg.data.cache_gb)
     if cfg.model.num_classes is None:
         cfg.model.num_classes = len(store.classes)
     if cfg.model.num_classes < len(store.classes):

@@ -41,7 +41,7 @@ def train(cfg: DictConfig) -> float:
     with clear_errors():
         run = build(cfg)
     write_start(run)
-    with clear_errors((FloatingPointError,)):  # training has diverged
+    with clear_errors((FloatingPointError, ConnectionError)):  # diverged, or a shard can't be fetched
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint)
     if run.trainer.received_sigterm:
         sys.exit(143)
