@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,22 @@ FORMAT = 2
 SHARD = 256  # pictures; 50 MB at 256 × 256
 
 
+class Shard:
+    """A file's `bytes`, memory-mapped. The system reads no more than is asked for, since what lies around a picture is
+    seldom the next."""
+
+    def __init__(self, file: Path):
+        with file.open("rb") as opened:
+            self.memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        self.memory.madvise(mmap.MADV_RANDOM)
+        self.bytes = np.frombuffer(self.memory, np.uint8)
+
+    def expect(self, begin: int, end: int) -> None:
+        """Asks the disk for bytes that will be read soon, without waiting for them."""
+        start = begin - begin % mmap.PAGESIZE
+        self.memory.madvise(mmap.MADV_WILLNEED, start, end - start)
+
+
 class Split:
     """The pictures and labels of `train` or `val`."""
 
@@ -35,7 +52,7 @@ class Split:
         self.labels: np.ndarray = np.load(folder / f"{name}-labels.npy")
         self.starts = np.cumsum([0] + [shard["count"] for shard in shards])  # each shard's first picture
         self.remote, self.files = remote, [shard["file"] for shard in shards]
-        self.shards = [] if remote else [np.memmap(folder / file, np.uint8, "r") for file in self.files]
+        self.shards = [] if remote else [Shard(folder / file) for file in self.files]
         self.ends = None if manifest["encoding"] == "raw" else np.load(folder / f"{name}-ends.npy")
 
     def __len__(self) -> int:
@@ -50,8 +67,13 @@ class Split:
         else:
             begins, ends = np.where(places > 0, self.ends[indices - 1], 0), self.ends[indices]
             from alexnet.data.decode import decode_jpeg
-        for row, (shard, begin, end) in enumerate(zip(shards.tolist(), begins.tolist(), ends.tolist(), strict=True)):
-            stored = self._shard(shard)[begin:end]
+        pieces = [
+            (self._shard(s), b, e) for s, b, e in zip(shards.tolist(), begins.tolist(), ends.tolist(), strict=True)
+        ]
+        for shard, begin, end in pieces:
+            shard.expect(begin, end)
+        for row, (shard, begin, end) in enumerate(pieces):
+            stored = shard.bytes[begin:end]
             if self.ends is None:
                 out[row] = stored.reshape(out[row].shape)
             else:
@@ -65,8 +87,8 @@ class Split:
     def _shards_of(self, indices: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.starts, indices, "right") - 1
 
-    def _shard(self, shard: int) -> np.ndarray:
-        return self.remote.array(self.files[shard]) if self.remote else self.shards[shard]
+    def _shard(self, shard: int) -> Shard:
+        return self.remote.shard(self.files[shard]) if self.remote else self.shards[shard]
 
 
 class Store:

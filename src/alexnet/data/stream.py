@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 from filelock import FileLock
+
+from alexnet.data.store import Shard
 
 FETCHERS = 8  # requests at a time, which hides their latency
 
@@ -45,15 +46,15 @@ class Remote:
         self.pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
         self.lock = threading.Lock()
         self.failure: ConnectionError | None = None
-        self.live: OrderedDict[str, Future[np.ndarray]] = OrderedDict()  # the least recently used first
+        self.live: OrderedDict[str, Future[Shard]] = OrderedDict()  # the least recently used first
         self.expect(file.name for file in self.folder.glob("*.bin"))  # of an earlier run
 
     def largest(self, count: int) -> int:
         """Bytes of the largest `count` shards."""
         return sum(sorted(size for name, size in self.sizes.items() if name.endswith(".bin"))[-count:])
 
-    def array(self, name: str) -> np.ndarray:
-        """The bytes of a shard, memory-mapped; they stay readable when it has given way."""
+    def shard(self, name: str) -> Shard:
+        """A shard; it stays readable when its file has given way."""
         while True:
             try:
                 return self._wanted(name).result()
@@ -65,7 +66,7 @@ class Remote:
         for name in names:
             self._wanted(name)
 
-    def _wanted(self, name: str) -> Future[np.ndarray]:
+    def _wanted(self, name: str) -> Future[Shard]:
         with self.lock:
             if self.failure:
                 raise self.failure
@@ -78,11 +79,11 @@ class Remote:
             self.live.move_to_end(name)
             return self.live[name]
 
-    def _open(self, name: str) -> np.ndarray:
+    def _open(self, name: str) -> Shard:
         try:
             while True:
                 try:
-                    return np.memmap(self._fetch(name), np.uint8, "r")
+                    return Shard(self._fetch(name))
                 except FileNotFoundError:  # another process has just let it go
                     continue
         except ConnectionError as error:
