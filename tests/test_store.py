@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT, run, store_of
 from PIL import Image
 
+from alexnet.benchmarks.pictures import photographs
+from alexnet.data.decode import decode
 from alexnet.data.loader import Order
 from alexnet.data.prepare import prepare_store
 from alexnet.data.store import Store
@@ -65,6 +67,17 @@ def test_class_folders_to_pillows_pixels(folders, tmp_path):
     np.testing.assert_allclose(store.mean, out.mean(0, dtype=np.float64), rtol=1e-6)
     covariance = store.color_vectors * store.color_std.astype(np.float64) ** 2 @ store.color_vectors.T
     np.testing.assert_allclose(covariance, np.cov(pixels.T, bias=True), rtol=1e-4, atol=1e-3)
+
+
+def test_photographs_come_out_as_pillows(small_store, tmp_path):
+    photographs(small_store, 8, tmp_path / "made")
+    for i, file in enumerate(sorted((tmp_path / "made").glob("*/*/*.jpg"))):
+        size = [(500, 375), (375, 500), (400, 281), (1024, 768), (256, 300)][i % 5]
+        Image.open(file).resize(size, Image.Resampling.BICUBIC).save(file, quality=92, subsampling=i % 3)
+        actual = decode(file.read_bytes(), 256, "bicubic", exif=False)
+        assert isinstance(actual, np.ndarray)
+        difference = np.abs(actual.astype(int) - reference(file, 256))
+        assert difference.max() <= 1 and difference.mean() <= 0.05, (size, difference.max(), difference.mean())
 
 
 def test_parquet(tmp_path):

@@ -14,6 +14,8 @@ try:
 except ImportError:
     simplejpeg = None
 
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 179 million pixels
+
 
 def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.ndarray | str:
     """(size, size, 3) uint8 of an encoded picture or of (height, width, 3) pixels, or what is wrong with it.
@@ -34,7 +36,8 @@ def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.n
         picture = torch.nn.functional.interpolate(picture[None].float(), shape, mode="area")[0].round().to(torch.uint8)
     elif shorter != size:
         picture = F.resize(picture, [size], F.InterpolationMode.BICUBIC, antialias=True)
-    return F.center_crop(picture, [size, size]).permute(1, 2, 0).contiguous().numpy()
+    top, left = (round((side - size) / 2) for side in picture.shape[1:])
+    return picture[:, top : top + size, left : left + size].permute(1, 2, 0).contiguous().numpy()
 
 
 def _pixels(data: bytes | np.ndarray, exif: bool) -> torch.Tensor:
@@ -44,11 +47,13 @@ def _pixels(data: bytes | np.ndarray, exif: bool) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(data)).permute(2, 0, 1)
     if not data:
         raise ValueError("is empty")
-    with Image.open(io.BytesIO(data)) as picture:  # reads the header, and refuses more than 179 million pixels
+    if simplejpeg and data[:3] == b"\xff\xd8\xff" and not exif:
+        with suppress(ValueError):  # it refuses what libjpeg only warns of
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+            if colors == "YCbCr" and height * width < LARGEST:
+                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
+    with Image.open(io.BytesIO(data)) as picture:  # reads the header, and refuses more pixels than LARGEST
         if picture.format == "JPEG":
-            if simplejpeg and picture.mode == "RGB" and not exif:
-                with suppress(ValueError):  # it refuses what libjpeg only warns of
-                    return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=exif)
         if picture.mode.startswith("I"):  # 16 bits
