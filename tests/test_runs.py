@@ -129,12 +129,12 @@ def test_a_run_goes_on_in_another_form(finished, here, tmp_path):
 @pytest.mark.parametrize(
     "form, net, devices, precision, said",
     [
-        (Towers(2), AlexNet(width=0.1), 3, "32-true", "devices in groups of 2, but there are 3"),
-        (Towers(2), AlexNet(width=0.1, towers=1), 2, "32-true", "needs a network of 2 towers"),
-        (Towers(2), AlexNet(width=0.1, communicate=False), 2, "32-true", "towers that communicate"),
-        (Towers(2), AlexNet(width=0.1), 2, "16-mixed", "take bf16-mixed"),
-        (Hybrid(3), AlexNet(width=0.1), 3, "32-true", "fc6 has 410 units, which do not divide by 3"),
-        (Hybrid(2), CifarConv4(), 2, "32-true", "needs an AlexNet"),
+        (Towers(2, 60), AlexNet(width=0.1), 3, "32-true", "devices in groups of 2, but there are 3"),
+        (Towers(2, 60), AlexNet(width=0.1, towers=1), 2, "32-true", "needs a network of 2 towers"),
+        (Towers(2, 60), AlexNet(width=0.1, communicate=False), 2, "32-true", "towers that communicate"),
+        (Towers(2, 60), AlexNet(width=0.1), 2, "16-mixed", "take bf16-mixed"),
+        (Hybrid(3, 60), AlexNet(width=0.1), 3, "32-true", "fc6 has 410 units, which do not divide by 3"),
+        (Hybrid(2, 60), CifarConv4(), 2, "32-true", "needs an AlexNet"),
     ],
 )
 def test_what_can_not_be_spread_is_refused(form, net, devices, precision, said):

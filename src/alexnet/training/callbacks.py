@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 class Speed(L.Callback):
     """Logs training pictures per second and the share of time spent waiting for data, over each logging interval."""
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._restart(trainer)  # a run that goes on within an epoch does not start it
+
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._restart(trainer)
 

@@ -1,6 +1,7 @@
 """All that can be checked of a run before Lightning is imported, which takes seconds; first what needs no torch."""
 
 import os
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -15,6 +16,8 @@ def checked(cfg: DictConfig) -> DictConfig:
     """The run's configuration, or with `resume` the stored one with the values typed now over it.
 
     Raises ValueError or FileNotFoundError if it can't be trained."""
+    if cfg.resume == "auto":
+        cfg.resume = _begun()
     if cfg.resume:
         cfg = _resumed(cfg)
     store = open_store(cfg.data.folder, instantiate(cfg.data.make))
@@ -31,10 +34,17 @@ def checked(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def _begun() -> str | None:
+    """The run's folder if it holds a checkpoint."""
+    folder = HydraConfig.get().runtime.output_dir
+    return folder if any(Path(folder).glob("checkpoints/*.ckpt")) else None
+
+
 def _resumed(cfg: DictConfig) -> DictConfig:
     hydra = HydraConfig.get()
     stored = read_run(cfg.resume)
-    checkpoint_file(cfg.resume, "last")
+    if _is_same(cfg, stored):
+        return cfg
     typed = [text for text in hydra.overrides.task if not text.startswith("resume=")]
     groups = [text for text in typed if text.split("=")[0] in hydra.runtime.choices]
     values = [text for text in typed if text not in groups]
@@ -43,6 +53,14 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     if others := [text for text in groups if text not in spread]:
         raise ValueError(f"resume={cfg.resume} keeps the run's choices: leave out {' '.join(others)}")
     return DictConfig(OmegaConf.merge(stored, OmegaConf.from_dotlist([*values, f"resume={cfg.resume}"])))
+
+
+def _is_same(cfg: DictConfig, stored: DictConfig) -> bool:
+    """Whether the command typed is the run's own."""
+    if cfg.model.num_classes is None:
+        cfg.model.num_classes = stored.model.num_classes
+    stored.resume = cfg.resume
+    return cfg == stored
 
 
 def _check_devices(trainer: DictConfig) -> None:
@@ -83,6 +101,6 @@ def _check_net(cfg: DictConfig) -> None:
     if cfg.resume:
         checkpoint = read_checkpoint(checkpoint_file(cfg.resume, "last"))
         weights_for(net, checkpoint)
-        done = checkpoint["epoch"] + 1
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         if done >= cfg.trainer.max_epochs:
             raise ValueError(f"resume={cfg.resume} has trained {done} epochs: give trainer.max_epochs=… beyond them")

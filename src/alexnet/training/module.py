@@ -5,13 +5,16 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alexnet import keyed
 from alexnet.data.datamodule import Images
 from alexnet.nets.layers import Dropout
 from alexnet.parallel.forms import DataParallel
+from alexnet.parallel.towers import clip_norm
 from alexnet.training.metrics import Errors
 
 
@@ -44,6 +47,7 @@ class Classifier(L.LightningModule):
         self.is_split = False
         self.train_errors, self.val_errors = Errors(len(classes)), Errors(len(classes))
         self.val_counts: dict[str, int] = {}
+        self.counted: dict[str, Tensor] = {}  # of an epoch that was broken off
 
     def configure_model(self) -> None:  # Lightning calls it before each of fit, validate and test
         if self.device_mesh is None or self.is_split:
@@ -66,6 +70,14 @@ class Classifier(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        if gradient_clip_val and gradient_clip_algorithm != "value" and self.device_mesh is not None:
+            clip_norm(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_train_epoch_end(self) -> None:
         self._log_errors("train", self.train_errors)
 
@@ -77,13 +89,22 @@ class Classifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         with self.val_errors.sync_context():
             self.val_counts = self.val_errors.counts()
-        self._log_errors("val", self.val_errors)
+        errors = self._log_errors("val", self.val_errors)
+        rule = self.lr_schedulers()
+        if isinstance(rule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            rule.step(errors["top1_error"])
 
-    def _log_errors(self, stage: str, errors: Errors) -> None:
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning would step the plateau rule after the checkpoint is written, and a resumed run would miss it."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _log_errors(self, stage: str, errors: Errors) -> dict[str, Tensor]:
         values = errors.compute()  # summed over ranks by torchmetrics
         loss = {f"{stage}/epoch_loss" if stage == "train" else f"{stage}/loss": values.pop("loss").float()}
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss, prog_bar=stage == "val")
         errors.reset()
+        return values
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.net)
@@ -92,6 +113,8 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"], checkpoint["classes"] = self.config, self.classes
+        with self.train_errors.sync_context():
+            checkpoint["train_errors"] = {name: value.clone() for name, value in self.train_errors.metric_state.items()}
         if self.device_mesh is not None:
             return
         optimizer = checkpoint["optimizer_states"][0]
@@ -99,6 +122,20 @@ class Classifier(L.LightningModule):
         # Ordinary strides: the model-parallel strategy sends a tensor's memory as it lies.
         for tensors in (checkpoint["state_dict"], *optimizer["state"].values()):
             tensors.update({name: value.contiguous() for name, value in tensors.items()})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.counted = checkpoint["train_errors"]
+
+    def on_train_start(self) -> None:
+        """Goes on within an epoch: the loader at the next batch, the first process's counts from the sums of all."""
+        loader = self.trainer.train_dataloader
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        loader.load_state_dict({"position": done % len(loader)})  # Lightning forgets to if asked for the run's length
+        group = self.train_errors.process_group
+        if self.counted and (not dist.is_initialized() or dist.get_rank(group) == 0):
+            for name, value in self.counted.items():
+                setattr(self.train_errors, name, value.to(self.device))
+            self.counted = {}
 
     def _number_by_position(self, state: dict[str, Any]) -> None:
         """Renumbers an optimiser's state from the order of its groups to that of the parameters, in which Lightning's

@@ -21,7 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet.data.datamodule import StoreData
 from alexnet.entry import checkpoint_file, clear_errors
+from alexnet.training.checkpoints import read_checkpoint
 from alexnet.training.module import Classifier
+from alexnet.training.resume import AtomicIO
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,6 @@ def train(cfg: DictConfig) -> float:
     write_start(run)
     with clear_errors((FloatingPointError,)):  # training has diverged
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint)
-    if run.trainer.received_sigterm:
-        sys.exit(143)
     return write_result(run)
 
 
@@ -60,8 +60,9 @@ def build(cfg: DictConfig) -> Run:
     module = Classifier(net, data.classes, *rules, form, cfg.seed, plain)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
     strategy = form.strategy(cfg.trainer.devices * cfg.trainer.num_nodes)
-    trainer = instantiate(cfg.trainer, strategy=strategy, callbacks=callbacks, logger=instantiate(cfg.logger))
     checkpoint = checkpoint_file(cfg.resume, "last") if cfg.resume else None
+    logger = instantiate(cfg.logger, purge_step=read_checkpoint(checkpoint)["global_step"] if checkpoint else None)
+    trainer = instantiate(cfg.trainer, strategy=strategy, callbacks=callbacks, logger=logger, plugins=AtomicIO())
     return Run(Path(HydraConfig.get().runtime.output_dir), cfg, trainer, module, data, checkpoint)
 
 
