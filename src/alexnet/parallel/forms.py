@@ -131,5 +131,9 @@ def _check_group(net: "nn.Module", group: int, world_size: int, precision: str, 
 def _model_parallel(world_size: int, group: int, timeout: timedelta) -> Any:
     from alexnet.parallel.strategy import ModelParallel
 
-    sizes = {"data_parallel_size": world_size // group, "tensor_parallel_size": group}
-    return ModelParallel(**sizes, save_distributed_checkpoint=False, timeout=timeout)
+    return ModelParallel(
+        data_parallel_size=world_size // group,
+        tensor_parallel_size=group,
+        save_distributed_checkpoint=False,
+        timeout=timeout,
+    )

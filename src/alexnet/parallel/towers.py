@@ -5,6 +5,7 @@ fit every form."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -98,11 +99,11 @@ def split_hybrid(net: nn.Module, mesh: DeviceMesh) -> None:
 def clip_norm(parameters: Iterable[nn.Parameter], limit: float) -> None:
     """Scales the gradients down if their common norm is above `limit`, also those of several meshes, which torch's
     `clip_grad_norm_` does not take."""
-    by_mesh: dict[DeviceMesh, list[nn.Parameter]] = {}
+    by_mesh: dict[DeviceMesh, list[Any]] = {}
     for p in parameters:
         assert isinstance(p.grad, DTensor)
         by_mesh.setdefault(p.grad.device_mesh, []).append(p)
-    norms = [get_total_norm([p.grad for p in group]).full_tensor() for group in by_mesh.values()]
+    norms = [get_total_norm([p.grad for p in group]).full_tensor() for group in by_mesh.values()]  # type: ignore[attr-defined]
     total = torch.linalg.vector_norm(torch.stack(norms))
     for group in by_mesh.values():
         clip_grads_with_norm_(group, limit, total)

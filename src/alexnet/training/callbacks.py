@@ -20,6 +20,27 @@ from alexnet.training.module import Classifier
 log = logging.getLogger(__name__)
 
 
+class ProcessesDiffer(ValueError):
+    """Two processes of a run would train something else."""
+
+
+class SameRun(L.Callback):
+    """Raises ProcessesDiffer if a process has other options or another store, as on another machine it may."""
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        assert isinstance(module, Classifier)
+        data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
+        mine = {name: module.config[name] for name in ("seed", "model", "optimizer", "schedule", "augment", "parallel")}
+        mine["data"] = data.store.manifest
+        everyone: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+        differ = [name for name in mine if any(other[name] != everyone[0][name] for other in everyone)]
+        if differ:
+            raise ProcessesDiffer(f"the processes of this run have different {', '.join(differ)}: give all the same")
+
+
 class Speed(L.Callback):
     """Logs training pictures per second and the share of time spent waiting for data, over each logging interval."""
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet.data.store import Store, open_store
 from alexnet.entry import checkpoint_file, read_run
+from alexnet.parallel.forms import DataParallel
 
 
 def checked(cfg: DictConfig) -> DictConfig:
@@ -29,6 +30,7 @@ def checked(cfg: DictConfig) -> DictConfig:
             "leave it null, or give at least as many"
         )
     _check_devices(cfg.trainer)
+    _check_processes(cfg)
     _check_net(cfg)
     _check_batches(cfg, store)
     return cfg
@@ -84,6 +86,31 @@ def _check_devices(trainer: DictConfig) -> None:
         raise ValueError(f"trainer.devices={devices}, but this machine has {there} {kind}")
 
 
+def _check_processes(cfg: DictConfig) -> None:
+    """Of a run whose processes torchrun or srun starts: as many as there are devices, in one folder."""
+    env, devices, nodes = os.environ, cfg.trainer.devices, cfg.trainer.num_nodes
+    named = cfg.resume or any(text.startswith("hydra.run.dir=") for text in HydraConfig.get().overrides.hydra)
+    if "TORCHELASTIC_RUN_ID" in env:
+        starter, started = "torchrun", int(env["WORLD_SIZE"])
+    elif "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):  # Lightning's rule
+        starter, started = "SLURM", int(env["SLURM_NTASKS"])
+    elif nodes > 1 and "MASTER_ADDR" not in env:
+        raise ValueError(f"trainer.num_nodes={nodes}: start it by torchrun or srun on each of {nodes} machines")
+    else:
+        return
+    if started != devices * nodes:
+        raise ValueError(
+            f"{starter} starts {started} processes, but trainer.devices={devices} on trainer.num_nodes={nodes} "
+            f"need {devices * nodes}"
+        )
+    if starter == "SLURM" and started > 1 and "SLURM_STEP_ID" not in env:
+        raise ValueError(f"a SLURM job of {started} tasks starts them by srun: srun python train.py …")
+    if started > 1 and not named:
+        raise ValueError(
+            f"the {started} processes of {starter} need one folder: give hydra.run.dir=outputs/train/<name>"
+        )
+
+
 def _check_batches(cfg: DictConfig, store: Store) -> None:
     from alexnet.data.loader import Order
 
@@ -97,7 +124,10 @@ def _check_net(cfg: DictConfig) -> None:
 
     net = instantiate(cfg.model)
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
-    instantiate(cfg.parallel).check(net, world_size, cfg.trainer.precision)
+    form = instantiate(cfg.parallel)
+    form.check(net, world_size, cfg.trainer.precision)
+    if cfg.optimizer.get("fused") and type(form) is not DataParallel:
+        raise ValueError("optimizer.fused=true: torch has no fused step for spread parameters, leave it out")
     if cfg.resume:
         checkpoint = read_checkpoint(checkpoint_file(cfg.resume, "last"))
         weights_for(net, checkpoint)

@@ -1,5 +1,6 @@
 """The LightningModule: what one training step and one validation step are."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -114,7 +115,7 @@ class Classifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"], checkpoint["classes"] = self.config, self.classes
         with self.train_errors.sync_context():
-            checkpoint["train_errors"] = {name: value.clone() for name, value in self.train_errors.metric_state.items()}
+            checkpoint["train_errors"] = copy.deepcopy(self.train_errors.metric_state)
         if self.device_mesh is not None:
             return
         optimizer = checkpoint["optimizer_states"][0]
@@ -128,9 +129,10 @@ class Classifier(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Goes on within an epoch: the loader at the next batch, the first process's counts from the sums of all."""
-        loader = self.trainer.train_dataloader
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        loader.load_state_dict({"position": done % len(loader)})  # Lightning forgets to if asked for the run's length
+        loader: Any = self.trainer.train_dataloader
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        # Lightning loads it only if nothing asked for the run's length before.
+        loader.load_state_dict({"position": batches.processed % len(loader)})
         group = self.train_errors.process_group
         if self.counted and (not dist.is_initialized() or dist.get_rank(group) == 0):
             for name, value in self.counted.items():

@@ -61,8 +61,8 @@ class ResumePoints(Checkpoint):
             return  # soon saved with the epoch's validation; or in the middle of a step
         if not alone and done // trainer.accumulate_grad_batches % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        due = time.monotonic() - self.saved >= 60 * self.minutes
-        number, due = (self.signal, due) if alone else _greatest(module.device, self.signal, due)
+        wanted = [self.signal, int(time.monotonic() - self.saved >= 60 * self.minutes)]
+        number, due = wanted if alone else _greatest(wanted, module.device)
         if number or due:
             self._save(trainer)
         self.ending = number
@@ -92,7 +92,7 @@ class ResumePoints(Checkpoint):
         sys.exit(128 + number)
 
 
-def _greatest(device: torch.device, *values: int) -> list[int]:
+def _greatest(values: list[int], device: torch.device) -> list[int]:
     """Each value's greatest over all processes."""
     tensor = torch.tensor(values, device=device)
     torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)

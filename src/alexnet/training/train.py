@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -18,9 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed import DistError
 
 from alexnet.data.datamodule import StoreData
 from alexnet.entry import checkpoint_file, clear_errors
+from alexnet.training.callbacks import ProcessesDiffer
 from alexnet.training.checkpoints import read_checkpoint
 from alexnet.training.module import Classifier
 from alexnet.training.resume import AtomicIO
@@ -43,9 +47,23 @@ def train(cfg: DictConfig) -> float:
     with clear_errors():
         run = build(cfg)
     write_start(run)
-    with clear_errors((FloatingPointError,)):  # training has diverged
+    with clear_errors((FloatingPointError, ConnectionError, ProcessesDiffer)), lost_process(run.folder):
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint)
     return write_result(run)
+
+
+@contextmanager
+def lost_process(folder: Path) -> Iterator[None]:
+    """Raises ConnectionError with the remedy if another process of the run ended or is silent."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise ConnectionError(
+            f"another process of this run ended, or was silent for parallel.timeout: look into its output; "
+            f"resume={folder} goes on ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def build(cfg: DictConfig) -> Run:
@@ -66,12 +84,14 @@ def build(cfg: DictConfig) -> Run:
     return Run(Path(HydraConfig.get().runtime.output_dir), cfg, trainer, module, data, checkpoint)
 
 
-NOISE = ("Tip", "TPU available", "Loading `train_dataloader`")
+NOISE = ("Tip", "TPU available", "Loading `train_dataloader`", "distributed_backend=")
 
 
 def quiet_lightning() -> None:
     """Lightning's messages through Hydra's handlers once, without advertisements and others' deprecations."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 against torch 2.15
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has summed them
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
