@@ -3,7 +3,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,14 @@ def here(monkeypatch):
 
 def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
+
+
+def run_facts(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def losses(folder: Path) -> list[float]:
+    return [event.value for event in board(folder).Scalars("train/loss")]
 
 
 def board(folder: Path) -> EventAccumulator:
@@ -75,3 +83,30 @@ def small(small_store) -> list[str]:
         *("model=alexnet", "model.width=0.125", "model.init=kaiming", "augment.crop=67", "augment.scale=0.016"),
         *("data=store", f"data.folder={small_store.folder}", "data.batch_size=8", "trainer.log_every_n_steps=1"),
     ]
+
+
+FORMS = {
+    "one": ["trainer.devices=1"],
+    "two": ["trainer.devices=2"],
+    "three": ["trainer.devices=3"],
+    "fsdp": ["trainer.devices=2", "parallel=fsdp"],
+    "towers": ["trainer.devices=2", "parallel=towers"],
+    "hybrid": ["trainer.devices=2", "parallel=hybrid"],
+    "two pairs of towers": ["trainer.devices=4", "parallel=towers"],
+}
+
+
+@pytest.fixture(scope="session")
+def by_form(small, tmp_path_factory) -> Callable[[str], Path]:
+    """Folders of the same eight steps, dropout and all, in each form."""
+    folders: dict[str, Path] = {}
+
+    def folder(form: str) -> Path:
+        if form not in folders:
+            folders[form] = tmp_path_factory.mktemp("forms") / "run"
+            options = ["data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+            done = run("train.py", *small, *options, *FORMS[form], f"hydra.run.dir={folders[form]}")
+            assert done.returncode == 0, done.stderr
+        return folders[form]
+
+    return folder

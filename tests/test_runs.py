@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import board, result, run
+from conftest import FORMS, board, losses, result, run
 
 from alexnet.nets.alexnet import AlexNet
 from alexnet.nets.cifar import CifarConv4
@@ -70,38 +69,11 @@ def test_diverging_ends_with_the_remedy(here, small, tmp_path, capfd):
     assert "training has diverged; lower optimizer.lr" in capfd.readouterr().err
 
 
-FORMS = {
-    "one": ["trainer.devices=1"],
-    "two": ["trainer.devices=2"],
-    "three": ["trainer.devices=3"],
-    "towers": ["trainer.devices=2", "parallel=towers"],
-    "hybrid": ["trainer.devices=2", "parallel=hybrid"],
-    "two pairs of towers": ["trainer.devices=4", "parallel=towers"],
-}
-
-
-@pytest.fixture(scope="session")
-def by_form(small, tmp_path_factory) -> Callable[[str], Path]:
-    """Folders of the same eight steps, dropout and all, in each form."""
-    folders: dict[str, Path] = {}
-
-    def folder(form: str) -> Path:
-        if form not in folders:
-            folders[form] = tmp_path_factory.mktemp("forms") / "run"
-            options = ["data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
-            done = run("train.py", *small, *options, *FORMS[form], f"hydra.run.dir={folders[form]}")
-            assert done.returncode == 0, done.stderr
-        return folders[form]
-
-    return folder
-
-
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "one"])
 def test_every_form_trains_the_same(by_form, form):
     alone, together = by_form("one"), by_form(form)
-    losses = [[event.value for event in board(folder).Scalars("train/loss")] for folder in (alone, together)]
-    assert len(losses[0]) == 8
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert len(losses(alone)) == 8
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
     assert result(together)["val_counts"] == result(alone)["val_counts"]
     assert result(alone)["val_counts"]["pictures"] == 1003
     spread = weights(together)

@@ -45,24 +45,22 @@ def _begun() -> str | None:
 def _resumed(cfg: DictConfig) -> DictConfig:
     hydra = HydraConfig.get()
     stored = read_run(cfg.resume)
-    if _is_same(cfg, stored):
-        return cfg
     typed = [text for text in hydra.overrides.task if not text.startswith("resume=")]
     groups = [text for text in typed if text.split("=")[0] in hydra.runtime.choices]
     values = [text for text in typed if text not in groups]
     if spread := [text for text in groups if text.startswith("parallel=")]:
         stored.parallel = cfg.parallel  # a run goes on in any form
-    if others := [text for text in groups if text not in spread]:
+    others = [text for text in groups if text not in spread and _differs(text.split("=")[0], cfg, stored)]
+    if others:
         raise ValueError(f"resume={cfg.resume} keeps the run's choices: leave out {' '.join(others)}")
     return DictConfig(OmegaConf.merge(stored, OmegaConf.from_dotlist([*values, f"resume={cfg.resume}"])))
 
 
-def _is_same(cfg: DictConfig, stored: DictConfig) -> bool:
-    """Whether the command typed is the run's own."""
-    if cfg.model.num_classes is None:
+def _differs(group: str, cfg: DictConfig, stored: DictConfig) -> bool:
+    """Whether a choice typed now is another than the run's."""
+    if group == "model" and cfg.model.num_classes is None:
         cfg.model.num_classes = stored.model.num_classes
-    stored.resume = cfg.resume
-    return cfg == stored
+    return cfg.get(group) != stored.get(group)
 
 
 def _check_devices(trainer: DictConfig) -> None:

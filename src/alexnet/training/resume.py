@@ -84,9 +84,7 @@ class ResumePoints(Checkpoint):
         if not trainer.is_global_zero:
             sys.exit(0)  # Lightning would kill the first process, which still has work to do, for any other code
         folder = self.file.parents[1]
-        log.info(
-            "%s at step %d: saved, goes on with resume=%s", signal.Signals(number).name, trainer.global_step, folder
-        )
+        log.info("%s after step %d: resume=%s goes on", signal.Signals(number).name, trainer.global_step, folder)
         if number == signal.SIGUSR1 and (job := os.environ.get("SLURM_JOB_ID")):
             subprocess.run(["scontrol", "requeue", job])
         sys.exit(128 + number)
