@@ -75,7 +75,8 @@ def _check_batches(cfg: DictConfig, store: Store) -> None:
     shared = OmegaConf.select(cfg, "augment.shared_by", default=1)
     if shares > 1 and (cfg.data.batch_size // shares) % shared:
         raise ValueError(
-            f"data.batch_size={cfg.data.batch_size} must give each device augment.shared_by={shared} pictures, or a multiple"
+            f"data.batch_size={cfg.data.batch_size} must give each device augment.shared_by={shared} pictures, or a "
+            "multiple of it"
         )
 
 
