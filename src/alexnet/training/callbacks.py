@@ -150,7 +150,7 @@ class Figures(L.Callback):
         if not trainer.loggers:
             return
         data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
-        shown, labels = pictures.sample(data.store.splits["val"], 8)
+        shown, labels, _ = pictures.sample(data.store.splits["val"], 8)
         with torch.no_grad():  # by every rank, since the net may be spread over them
             probabilities = module.net(data.augment.center(shown.to(module.device))).softmax(1).cpu()
             kernels = dict(module.net.named_parameters()).get("conv1.weight")
