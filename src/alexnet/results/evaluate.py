@@ -85,7 +85,7 @@ def _errors(cfg: DictConfig, runs: list[Finished], device: torch.device) -> dict
     rows = []
     for run, views in zip(runs, each, strict=True):
         alone = {view: scoring.errors(values, labels, cfg.share_ties) for view, values in views.items()}
-        alone["ten views"] |= scoring.gain(*(views[view] for view in VIEWS), labels)
+        alone["ten views"] |= scoring.gain(views["centre crop"], views["ten views"], labels)
         rows += [(str(run.folder), view, values) for view, values in alone.items()]
         result = {"checkpoint": run.checkpoint.name, **alone}
         _write(run.checkpoint.parent / "result.json", result)
