@@ -171,7 +171,8 @@ class Plateau(L.Callback):
             self.warned = True
             log.warning(
                 "the loss has stayed within 1 %% of ln(%d) = %.2f for %d pictures: try model.init=source_2012 or "
-                "kaiming, another optimizer.lr (now %g), another seed; see that labels fit their pictures in contact-sheet.png",
+                "kaiming, another optimizer.lr (now %g), another seed; see in the store's contact-sheet.png that labels are "
+                "right",
                 len(module.classes),
                 math.log(len(module.classes)),
                 self.flat,
