@@ -86,7 +86,7 @@ def _command(overrides: list[str], folder: Path) -> list[str]:
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     if (folder / "checkpoints" / "last.ckpt").is_file():
         return [sys.executable, sys.argv[0], f"resume='{quoted}'"]
-    return [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir='{quoted}'"]
+    return [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir='{quoted}'", "hydra.mode=RUN"]
 
 
 def _run(command: list[str]) -> int:

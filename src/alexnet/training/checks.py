@@ -115,6 +115,12 @@ def _check_batches(cfg: DictConfig, store: Store) -> None:
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
     shares = instantiate(cfg.parallel).shares(world_size)
     Order(len(store.splits["train"]), cfg.data.batch_size, cfg.seed, 0, shares, train=True)
+    shared = OmegaConf.select(cfg, "augment.shared_by", default=1)
+    if shares > 1 and (cfg.data.batch_size // shares) % shared:
+        raise ValueError(
+            f"data.batch_size={cfg.data.batch_size} must give each device augment.shared_by={shared} pictures, or a "
+            "multiple of it"
+        )
 
 
 def _check_net(cfg: DictConfig) -> None:

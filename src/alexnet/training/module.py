@@ -26,7 +26,7 @@ class Classifier(L.LightningModule):
         net: pictures to logits.
         classes: names, one for each output.
         optimizer: builds the optimiser from the net.
-        schedule: builds Lightning's scheduler entry from the optimiser and the number of steps.
+        schedule: builds Lightning's scheduler entry from the optimiser and the steps of the run and of an epoch.
         form: how the net spreads over devices.
         seed: of dropout, with the step and the pictures' ids, so that every number of devices and a resumed run agree.
         config: the run's whole configuration, kept in every checkpoint as plain values.
@@ -37,7 +37,7 @@ class Classifier(L.LightningModule):
         net: nn.Module,
         classes: list[str],
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-        schedule: Callable[[torch.optim.Optimizer, int], dict[str, Any]],
+        schedule: Callable[[torch.optim.Optimizer, int, int], dict[str, Any]],
         form: DataParallel,
         seed: int,
         config: dict[str, Any],
@@ -110,7 +110,8 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.net)
         total_steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": self.build_schedule(optimizer, total_steps)}
+        schedule = self.build_schedule(optimizer, total_steps, int(self.trainer.num_training_batches))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"], checkpoint["classes"] = self.config, self.classes

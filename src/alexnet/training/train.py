@@ -25,7 +25,7 @@ from torch.distributed import DistError
 from alexnet.data.datamodule import StoreData
 from alexnet.entry import checkpoint_file, clear_errors
 from alexnet.training.callbacks import ProcessesDiffer
-from alexnet.training.checkpoints import read_checkpoint
+from alexnet.training.checkpoints import read_checkpoint, start_from
 from alexnet.training.module import Classifier
 from alexnet.training.resume import AtomicIO
 
@@ -71,7 +71,10 @@ def build(cfg: DictConfig) -> Run:
     quiet_lightning()
     data: StoreData = instantiate(cfg.data)
     L.seed_everything(cfg.seed, verbose=False)
-    net = instantiate(cfg.model).to(memory_format=torch.channels_last)
+    net = instantiate(cfg.model)
+    if not cfg.resume and cfg.start.run:
+        start_from(net, checkpoint_file(cfg.start.run, "last"), cfg.start.layers)
+    net = net.to(memory_format=torch.channels_last)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     form = instantiate(cfg.parallel)
     rules = instantiate(cfg.optimizer), instantiate(cfg.schedule)
