@@ -2,6 +2,7 @@
 that only gradients show."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet.nets.alexnet import AlexNet
-from alexnet.parallel import towers
+from alexnet.parallel import cost, towers
 from alexnet.parallel.forms import DataParallel, FullySharded, Hybrid, Towers
 from alexnet.training.optim import sgd_2012
 
@@ -28,6 +30,7 @@ FORMS = {
     "two pairs of hybrid": (Hybrid(2, 60), 4, 2),
 }
 Trained = dict[str, Tensor]
+LIMIT = 0.05  # of the gradients' norm, where they are clipped
 
 
 def build(**kwargs) -> AlexNet:
@@ -41,7 +44,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return torch.randn(8, 3, 67, 67, generator=generator).double() * 100, torch.arange(8) % 7
 
 
-def train(net: nn.Module, share: slice, average) -> Trained:
+def train(net: nn.Module, share: slice, average, clip=lambda parameters: None) -> Trained:
     """Ten steps: each one's loss, the first one's gradients, the last parameters."""
     seen: Trained = {}
     optimizer = sgd_2012(net, lr=1e-6, momentum=0.9, weight_decay=5e-4, bias_lr_factor=2.0, decay_biases=False)
@@ -50,6 +53,7 @@ def train(net: nn.Module, share: slice, average) -> Trained:
         optimizer.zero_grad()
         loss = F.cross_entropy(net(pictures), labels)
         loss.backward()
+        clip(net.parameters())
         seen[f"loss {step}"] = average(loss.detach())
         if step == 0:
             seen |= {f"gradient of {name}": whole(p.grad) for name, p in net.named_parameters()}
@@ -84,7 +88,8 @@ def worker(rank: int, name: str, mistake: str, folder: Path) -> None:
         dist.all_reduce(loss)
         return loss / world_size
 
-    seen = train(net, slice(first, first + rows), average)
+    clip = partial(towers.clip_norm, limit=LIMIT) if mistake == "none, clipped" else lambda parameters: None
+    seen = train(net, slice(first, first + rows), average, clip)
     if rank == 0:
         torch.save(seen, folder / "seen.pt")
     dist.barrier()
@@ -116,6 +121,15 @@ def test_ten_steps_are_those_of_one_device(name, alone, tmp_path):
     assert greatest_difference(seen, alone, "value") < 1e-12
 
 
+@pytest.mark.parametrize("name", ["fsdp", "two pairs of towers", "two pairs of hybrid"])
+def test_clipped_gradients_are_those_of_one_device(name, alone, tmp_path):
+    clipped = train(build(), slice(None), lambda loss: loss, partial(nn.utils.clip_grad_norm_, max_norm=LIMIT))
+    assert greatest_difference(clipped, alone, "gradient") > 0.5
+    seen = spread(name, tmp_path, "none, clipped")
+    assert greatest_difference(seen, clipped, "gradient") < 1e-12
+    assert greatest_difference(seen, clipped, "value") < 1e-12
+
+
 def stop_gradient(layer: str):
     """As if what `layer` gathers had no backward."""
     return lambda net: net.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
@@ -127,13 +141,14 @@ def forget(name: str, instead):
 
 MISTAKES = {
     "none": lambda net: None,
+    "none, clipped": lambda net: None,
     "gradients of conv3's gather not summed": forget("Partial", towers.Replicate),
     "hybrid's factors": forget("_ScaledGradient", type("Plain", (), {"apply": staticmethod(lambda x, factor: x)})),
     **{f"{layer}'s gather without backward": stop_gradient(layer) for layer in ("conv3", "fc6", "fc7", "fc8")},
 }
 
 
-@pytest.mark.parametrize("mistake", [name for name in MISTAKES if name != "none"])
+@pytest.mark.parametrize("mistake", [name for name in MISTAKES if "none" not in name])
 def test_a_mistake_shows_in_gradients(mistake, alone, tmp_path):
     seen = spread("hybrid" if "hybrid" in mistake else "towers", tmp_path, mistake)
     assert abs(seen["loss 0"] - alone["loss 0"]) < 1e-12 * abs(alone["loss 0"])
@@ -143,3 +158,46 @@ def test_a_mistake_shows_in_gradients(mistake, alone, tmp_path):
 def test_a_norm_across_the_towers_border_shows(alone):
     across = train(build(norm_across_towers=True), slice(None), lambda loss: loss)
     assert greatest_difference(across, alone, "loss 0") > 1e-6
+
+
+class Spy(TorchDispatchMode):
+    """Counts the numbers that this process sends in collectives, were they rings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = 0.0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        name = op.name()
+        if name.startswith("_c10d_functional::all_gather_into_tensor"):
+            self.sent += args[0].numel() * (args[1] - 1)
+        elif name.startswith("_c10d_functional::reduce_scatter_tensor"):
+            self.sent += args[0].numel() * (args[2] - 1) / args[2]
+        elif name.startswith("c10d::_allgather_base_"):
+            self.sent += args[0].numel() - args[1].numel()
+        elif name.startswith("c10d::_reduce_scatter_base_"):
+            self.sent += args[1].numel() - args[0].numel()
+        return out
+
+
+def spied(rank: int, name: str, folder: Path) -> None:
+    form, world_size, group = FORMS[name]
+    store = dist.FileStore(str(folder / "rendezvous"), world_size)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store)
+    mesh = init_device_mesh("cpu", (world_size // group, group), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    net = AlexNet()
+    form.split(net, mesh)
+    pictures = 2 if name != "towers" else 2 * world_size  # of a group together
+    with Spy() as spy:
+        net(torch.randn(pictures, 3, 224, 224)).sum().backward()
+    if rank == 0:
+        torch.save(spy.sent, folder / "sent.pt")
+    dist.barrier()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "towers", "hybrid"])
+def test_what_is_sent_is_what_was_calculated(name, tmp_path):
+    mp.spawn(spied, (name, tmp_path), 2)
+    assert torch.load(tmp_path / "sent.pt") == pytest.approx(sum(cost.FORMS[name](2, 2, 2)), rel=1e-3)

@@ -69,6 +69,9 @@ def test_diverging_ends_with_the_remedy(here, small, tmp_path, capfd):
     assert "training has diverged; lower optimizer.lr" in capfd.readouterr().err
 
 
+ACCUMULATING = ("two", "fsdp", "towers", "two pairs of towers")
+
+
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "one"])
 def test_every_form_trains_the_same(by_form, form):
     alone, together = by_form("one"), by_form(form)
@@ -79,6 +82,27 @@ def test_every_form_trains_the_same(by_form, form):
     spread = weights(together)
     for name, value in weights(alone).items():
         torch.testing.assert_close(spread[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("form", ["one", "hybrid", *(pytest.param(f, marks=pytest.mark.long) for f in ACCUMULATING)])
+def test_two_accumulated_halves_are_one_batch(form, by_form, small, tmp_path):
+    halves = ["data.batch_size=6", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2"]
+    done = run("train.py", *small, *halves, *FORMS[form], "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path)["steps"] == 8
+    for name, value in weights(by_form("one")).items():
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("form", ["hybrid", *(pytest.param(f, marks=pytest.mark.long) for f in ACCUMULATING)])
+@pytest.mark.parametrize("algorithm", ["norm", pytest.param("value", marks=pytest.mark.long)])
+def test_bfloat16_and_clipping_in_every_form(form, algorithm, by_form, small, tmp_path):
+    """Losses stay near those of float32, which nothing clips at these limits."""
+    options = ["data.batch_size=12", "trainer.max_epochs=2", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"]
+    clip = ["trainer.gradient_clip_val=1000", f"trainer.gradient_clip_algorithm={algorithm}"]
+    done = run("train.py", *small, *options, *clip, *FORMS[form], f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == pytest.approx(losses(by_form("one")), rel=0.05)
 
 
 def test_processes_share_one_folder(by_form):
