@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,28 +145,31 @@ def test_labels_outside_the_classes_make_no_store(tmp_path):
 
 
 def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path):
-    """Shards are interrupted at random moments by SIGKILL; the end is the uninterrupted store, byte for byte."""
+    """By SIGKILL at random moments, `KILLS=20 pytest -k killed` of them; resumed, each is the uninterrupted store, byte
+    for byte."""
     rng = np.random.default_rng(0)
     for i in range(700):
         folder = tmp_path / "pictures" / ("train" if i < 600 else "val") / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i}.jpg").write_bytes(encoded(rng, "RGB", (96, 80)))
-    source = f"source={tmp_path / 'pictures'}"
-    prepare_store(str(tmp_path / "pictures"), str(tmp_path / "whole"), 64)
-    command = [sys.executable, "prepare.py", source, f"folder={tmp_path / 'killed'}", "size=64"]
-    kills = 0
-    for delay in rng.uniform(0.0, 1.0, 3):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    source = str(tmp_path / "pictures")
+    begun = time.monotonic()
+    prepare_store(source, str(whole), 64)
+    lasts = time.monotonic() - begun
+    command = [sys.executable, "prepare.py", f"source={source}", f"folder={killed}", "size=64"]
+    wanted, kills = int(os.environ.get("KILLS", 3)), 0
+    while kills < wanted:
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        partial = tmp_path / "killed.partial"
-        while process.poll() is None and not (partial.exists() and any(partial.glob("*.bin"))):
-            time.sleep(0.01)
-        time.sleep(delay)
+        while process.poll() is None and not tmp_path.joinpath("killed.parts").exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, lasts))
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
-    assert kills
-    assert run(*command[1:]).returncode == 0
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert not list(tmp_path.glob("killed.*"))
+        kills += process.wait() == -signal.SIGKILL and not killed.exists()
+        prepare_store(source, str(killed), 64)
+        assert contents(killed) == contents(whole)
+        assert not list(tmp_path.glob("killed.*"))
+        shutil.rmtree(killed)
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import numpy as np
 def color_products(pixels: np.ndarray) -> np.ndarray:
     """Σ pixel · pixelᵀ, (3, 3), exact: 256 products of bytes are below 2^24, which float32 holds. Four pixels side by
     side make a matrix product three times as fast as one."""
-    flat = np.zeros((-(-pixels.size // 3072), 256, 12), np.float32)
+    flat = np.empty((-(-pixels.size // 3072), 256, 12), np.float32)
     flat.reshape(-1)[: pixels.size] = pixels.reshape(-1)
+    flat.reshape(-1)[pixels.size :] = 0
     blocks = np.matmul(flat.transpose(0, 2, 1), flat).sum(0, dtype=np.float64)
     return np.einsum("iaib->ab", blocks.reshape(4, 3, 4, 3))
 

@@ -1,12 +1,12 @@
 """A prepared store: pictures in flat shards, memory-mapped, with their labels and statistics. `write.py` makes it.
 
-<folder>/manifest.json        classes, counts, hashes, colour statistics, what it was made of and with
+<folder>/manifest.json        classes, their names, counts, hashes, colour statistics, what it was made of and with
 <folder>/train-00000.bin …    up to 256 pictures each, without header: (size, size, 3) uint8, or JPEG files
 <folder>/train-labels.npy     int64
 <folder>/train-ends.npy       for JPEG: int64, where each picture ends in its shard
 <folder>/mean.npy             (size, size, 3) float32, mean of the training pictures, 0-255
 <folder>/bad.tsv              pictures that could not be read, and why
-<folder>/contact-sheet.png    64 training pictures with their classes
+<folder>/contact-sheet.jpg    64 training pictures with their classes
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Store:
         self.manifest: dict[str, Any] = _read_manifest(file)
         self.size: int = self.manifest["size"]
         self.classes: list[str] = self.manifest["classes"]
+        self.names: list[str] = self.manifest.get("names", self.classes)  # of the classes, for people
         if problems := list(self._problems()):
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             home = remote.url if remote else folder

@@ -56,6 +56,7 @@ class Plan:
     made_with: dict[str, Any] = field(default_factory=dict)
     encoding: str = "raw"
     max_bad: int = 0
+    names: list[str] | None = None  # of the classes, for people
 
     def shards(self) -> list[tuple[str, int]]:
         return [(split, i) for split, count in self.counts.items() for i in range(-(-count // SHARD))]
@@ -151,7 +152,7 @@ def _check_space(folder: Path, plan: Plan, todo: list[tuple[str, int]]) -> None:
     for each shard."""
     picture = 3 * plan.size**2
     stored = picture if plan.encoding == "raw" else picture // 7
-    needed = sum(len(plan.rows(*shard)) * stored + 4 * picture for shard in todo)
+    needed = sum(len(plan.rows(*shard)) * stored + 2 * picture for shard in todo)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         sizes = f"{needed / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB"
@@ -167,7 +168,7 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
     begun = last = time.monotonic()
     pictures = sum(len(plan.rows(*shard)) for shard in todo)
     count = Count()
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar, ThreadPoolExecutor(_cores()) as pool:
         task = bar.add_task("", total=pictures, speed="")
         running: set[Future[None]] = {
             pool.submit(_write_shard, plan, split, shard, partial, parts, count) for split, shard in todo
@@ -190,6 +191,11 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
             raise
 
 
+def _cores() -> int | None:
+    """Those that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 @dataclass
 class Count:
     """Pictures done by all threads; `+= 1` of several threads may lose one, which only the progress bar would see."""
@@ -202,7 +208,7 @@ def _write_shard(plan: Plan, split: str, shard: int, partial: Path, parts: Path,
     labels: list[int] = []
     sizes: list[int] = []
     bad: list[str] = []
-    total = np.zeros((plan.size, plan.size, 3), np.uint32)
+    total = np.zeros((plan.size, plan.size, 3), np.uint16)  # 256 bytes of 255 fit
     products = np.zeros((3, 3))
     digest = hashlib.sha256()
     with (partial / shard_name(split, shard)).open("wb") as file:
@@ -256,6 +262,7 @@ def _finish(plan: Plan, partial: Path, parts: Path) -> None:
         "size": plan.size,
         "encoding": plan.encoding,
         "classes": plan.classes,
+        "names": plan.names or plan.classes,
         "splits": {name: split.summary for name, split in splits.items()},
         "channel_mean": channels.tolist(),
         "color_std": std.tolist(),
@@ -264,7 +271,7 @@ def _finish(plan: Plan, partial: Path, parts: Path) -> None:
         "made_with": plan.made_with,
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    contact_sheet(Store(partial)).save(partial / "contact-sheet.png")
+    contact_sheet(Store(partial)).save(partial / "contact-sheet.jpg", quality=90)
 
 
 class _Split:

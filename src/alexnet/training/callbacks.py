@@ -248,5 +248,5 @@ class Figures(L.Callback):
         if kernels is not None:
             towers = getattr(module.net, "towers", 1)
             board.add_image("conv1/kernels", pictures.kernels(kernels.detach().cpu(), towers), trainer.global_step)
-        figure = pictures.predictions(shown, labels, probabilities, module.classes)
+        figure = pictures.predictions(shown, labels, probabilities, data.store.names)
         board.add_figure("validation/predictions", figure, trainer.global_step)
