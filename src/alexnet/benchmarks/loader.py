@@ -35,7 +35,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
     return [
         *ours,
         Contestant("ImageFolder, 256² JPEGs, RandomCrop, uint8", partial(_peer, small, [v2.RandomCrop(224)])),
-        Contestant("ImageFolder, full size, Resize + RandomCrop, float32", partial(_peer, full, _usual())),
+        Contestant("ImageFolder, full size, Resize + RandomCrop, float32", partial(_peer, full, usual())),
     ]
 
 
@@ -46,15 +46,15 @@ def _ours(store: Store, threads: int, epochs: int) -> int:
 
 
 def _peer(folder: Path, transforms: list[torch.nn.Module]) -> int:
-    pictures = ImageFolder(str(folder / "train"), v2.Compose(transforms), loader=_read)
+    pictures = ImageFolder(str(folder / "train"), v2.Compose(transforms), loader=read)
     return _count(DataLoader(pictures, BATCH, shuffle=True, drop_last=True))
 
 
-def _read(path: str) -> torch.Tensor:
+def read(path: str) -> torch.Tensor:
     return decode_image(path, ImageReadMode.RGB)
 
 
-def _usual() -> list[torch.nn.Module]:
+def usual() -> list[torch.nn.Module]:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     crop = [v2.Resize(256, antialias=True), v2.RandomCrop(224), v2.RandomHorizontalFlip()]
     return [*crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]

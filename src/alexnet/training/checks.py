@@ -1,6 +1,7 @@
 """All that can be checked of a run before Lightning is imported, which takes seconds; first what needs no torch."""
 
 import os
+import shutil
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -74,12 +75,21 @@ def _check_batches(cfg: DictConfig, store: Store) -> None:
     Order(len(store.splits["train"]), cfg.data.batch_size, cfg.seed, 0, shares, train=True)
 
 
+def _check_compile(parallel: DictConfig) -> None:
+    if not parallel._target_.endswith(".DataParallel"):
+        raise ValueError("compile=true works with parallel=auto or ddp only: leave compile=false")
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise ValueError("compile=true needs a C++ compiler, and neither g++ nor clang++ is here: leave compile=false")
+
+
 def _check_net(cfg: DictConfig) -> None:
     from alexnet.training.checkpoints import read_checkpoint, weights_for
 
     net = instantiate(cfg.model)
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
     instantiate(cfg.parallel).check(net, world_size, cfg.trainer.precision)
+    if cfg.compile:
+        _check_compile(cfg.parallel)
     if cfg.resume:
         checkpoint = read_checkpoint(checkpoint_file(cfg.resume, "last"))
         weights_for(net, checkpoint)

@@ -63,7 +63,7 @@ class Classifier(L.LightningModule):
         losses = F.cross_entropy(logits, labels, reduction="none")
         self.train_errors.update(logits, labels, weights, losses.detach())
         loss = losses.mean()
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        self.log("train/loss", loss, sync_dist=True)  # not on the progress bar, for which Lightning reads it back
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -82,7 +82,7 @@ class Classifier(L.LightningModule):
     def _log_errors(self, stage: str, errors: Errors) -> None:
         values = errors.compute()  # summed over ranks by torchmetrics
         loss = {f"{stage}/epoch_loss" if stage == "train" else f"{stage}/loss": values.pop("loss").float()}
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss, prog_bar=stage == "val")
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss)
         errors.reset()
 
     def configure_optimizers(self) -> Any:

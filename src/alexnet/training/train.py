@@ -54,6 +54,9 @@ def build(cfg: DictConfig) -> Run:
     data: StoreData = instantiate(cfg.data)
     L.seed_everything(cfg.seed, verbose=False)
     net = instantiate(cfg.model).to(memory_format=torch.channels_last)
+    if cfg.compile:
+        net.compile(dynamic=False)  # in place, so that checkpoints keep their names
+        data.augment.compile()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     form = instantiate(cfg.parallel)
     rules = instantiate(cfg.optimizer), instantiate(cfg.schedule)
