@@ -68,17 +68,24 @@ class Augment:
         self.color_noise_off, self.shared_by = color_noise_off, shared_by
         self.convention, self.scale = convention, scale
 
+    def compile(self) -> None:
+        """Compiles the work on training pictures into a few kernels."""
+        self._varied = torch.compile(self._varied, dynamic=False)  # type: ignore[method-assign]
+
     def train(self, pictures: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
-        draws = keyed.uniform(keyed.keys(self.seed, epoch, ids), 0, 9)
-        geometry = draws[:: self.shared_by, :3].repeat_interleave(self.shared_by, 0)[: len(ids)]
+        self._to(pictures.device)
+        return self._varied(pictures, keyed.keys(self.seed, epoch, ids), self.color_noise_at(epoch))
+
+    def _varied(self, pictures: Tensor, keys: Tensor, noise: float) -> Tensor:
+        draws = keyed.uniform(keys, 0, 9)
+        geometry = draws[:: self.shared_by, :3].repeat_interleave(self.shared_by, 0)[: len(keys)]
         offsets = (geometry[:, :2] * (self.border + 1)).long()
         if not self.random_crop:
             offsets.fill_(self.border // 2)
         mirrored = geometry[:, 2] < 0.5 if self.mirror else None
         x = self._centered(pictures, offsets[:, 0], offsets[:, 1], mirrored)
-        noise = self.color_noise_at(epoch)
-        shift = noise * normal(draws[:, 3:]) @ self.color.to(x.device)
+        shift = noise * normal(draws[:, 3:]) @ self.color
         x += shift[:, None, None, :]
         return self._finish(x, 1 / (1 + noise) if self.convention == "source" else 1.0)
 
@@ -87,12 +94,14 @@ class Augment:
 
     def center(self, pictures: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to its centre crops, (n, 3, crop, crop) float32."""
+        self._to(pictures.device)
         middle = torch.full((len(pictures),), self.border // 2, device=pictures.device)
         return self._finish(self._centered(pictures, middle, middle))
 
     def ten_views(self, pictures: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to (n · 10, 3, crop, crop) float32, a picture's views side by side: the corners and
         the centre, then their mirror images."""
+        self._to(pictures.device)
         far, mid = self.border, self.border // 2
         places = torch.tensor([(0, 0), (0, far), (mid, mid), (far, 0), (far, far)], device=pictures.device)
         y, x = places.repeat(len(pictures), 1).unbind(1)
@@ -103,11 +112,15 @@ class Augment:
         )
         return self._finish(torch.cat([plain, mirrored], 1).flatten(0, 1))
 
+    def _to(self, device: torch.device) -> None:
+        """Once: a copy in every step would make the host wait for the device."""
+        self.mean, self.color = self.mean.to(device), self.color.to(device)
+
     def _centered(self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None = None) -> Tensor:
         """The crops at (y, x), mirrored where asked, less the mean image, in float32."""
         rows = torch.arange(len(pictures), device=pictures.device)
         patches = _mirror(self._windows(pictures)[rows, y, x], mirrored).float()
-        mean = self.mean.to(pictures.device)
+        mean = self.mean
         if self.convention == "source":
             middle = self.border // 2
             return patches.sub_(mean[middle : middle + self.crop, middle : middle + self.crop])

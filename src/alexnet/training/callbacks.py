@@ -237,7 +237,8 @@ class Figures(L.Callback):
             return
         data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
         shown, labels, _ = pictures.sample(data.store.splits["val"], 8)
-        with torch.no_grad():  # by every rank, since the net may be spread over them
+        # By every rank, since the net may be spread over them; not compiled once more for eight pictures.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             probabilities = module.net(data.augment.center(shown.to(module.device))).softmax(1).cpu()
             kernels = dict(module.net.named_parameters()).get("conv1.weight")
             if isinstance(kernels, DTensor):

@@ -1,6 +1,7 @@
 """All that can be checked of a run before Lightning is imported, which takes seconds; first what needs no torch."""
 
 import os
+import shutil
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -123,6 +124,13 @@ def _check_batches(cfg: DictConfig, store: Store) -> None:
         )
 
 
+def _check_compile(parallel: DictConfig) -> None:
+    if not parallel._target_.endswith(".DataParallel"):
+        raise ValueError("compile=true works with parallel=auto or ddp only: leave compile=false")
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise ValueError("compile=true needs a C++ compiler, and neither g++ nor clang++ is here: leave compile=false")
+
+
 def _check_net(cfg: DictConfig) -> None:
     from alexnet.training.checkpoints import read_checkpoint, weights_for
 
@@ -132,6 +140,8 @@ def _check_net(cfg: DictConfig) -> None:
     form.check(net, world_size, cfg.trainer.precision)
     if cfg.optimizer.get("fused") and type(form) is not DataParallel:
         raise ValueError("optimizer.fused=true: torch has no fused step for spread parameters, leave it out")
+    if cfg.compile:
+        _check_compile(cfg.parallel)
     if cfg.resume:
         checkpoint = read_checkpoint(checkpoint_file(cfg.resume, "last"))
         weights_for(net, checkpoint)

@@ -68,7 +68,7 @@ class Classifier(L.LightningModule):
         losses = F.cross_entropy(logits, labels, reduction="none")
         self.train_errors.update(logits, labels, weights, losses.detach())
         loss = losses.mean()
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        self.log("train/loss", loss, sync_dist=True)  # not on the progress bar, for which Lightning reads it back
         return loss
 
     def configure_gradient_clipping(
@@ -103,7 +103,7 @@ class Classifier(L.LightningModule):
     def _log_errors(self, stage: str, errors: Errors) -> dict[str, Tensor]:
         values = errors.compute()  # summed over ranks by torchmetrics
         loss = {f"{stage}/epoch_loss" if stage == "train" else f"{stage}/loss": values.pop("loss").float()}
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss, prog_bar=stage == "val")
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss)
         errors.reset()
         return values
 
