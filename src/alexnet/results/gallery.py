@@ -53,7 +53,7 @@ def guesses(run: Run, device: str) -> list[Guess]:
     shown, labels, _ = sample(finished.data.store.splits["val"], 8)
     probabilities = finished.net.to(on)(finished.data.augment.center(shown.to(on))).softmax(1).cpu()
     classes = finished.data.classes
-    top = probabilities.topk(min(5, len(classes)), 1)
+    top = probabilities[:, : len(classes)].topk(min(5, len(classes)), 1)
     found = []
     for i, label in enumerate(labels):
         likeliest = [(classes[k], float(probabilities[i, k])) for k in top.indices[i].tolist()]

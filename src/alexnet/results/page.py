@@ -78,7 +78,7 @@ class Claims:
     @staticmethod
     def _claim(claim: Claim, many: list[Finding]) -> str:
         ours = "".join(
-            f'<div>{escape(ours(f))} <span class="soft">{escape(f.what)}; {escape(f.where)}, n = {f.n}</span></div>'
+            f'<div>{escape(said(f))} <span class="soft">{escape(f.what)}; {escape(f.where)}, n = {f.n}</span></div>'
             for f in many
         )
         verdicts = dict.fromkeys(f.verdict for f in many) or {NOT_RUN: None}
@@ -95,9 +95,9 @@ class Claims:
         rows = []
         for claim, many in self.rows:
             for f in many or [Finding("", "", None, None, "-", NOT_RUN)]:
-                ours_here = f"{ours(f)} ({f.what}; {f.where})" if f.what else "-"
+                ours = f"{said(f)} ({f.what}; {f.where})" if f.what else "-"
                 command = f"`{claim.command}`"
-                told = (claim.number, claim.title, claim.paper, claim.recorded, ours_here, f.n, f.verdict, command)
+                told = (claim.number, claim.title, claim.paper, claim.recorded, ours, f.n, f.verdict, command)
                 rows.append(told)
         return Table(head, rows).markdown(folder)
 
@@ -228,7 +228,7 @@ def write(parts: Sequence[Part], folder: Path) -> None:
     (folder / "report.md").write_text("\n\n".join([f"# {TITLE}", INTRO, date.today().isoformat(), *texts]) + "\n")
 
 
-def ours(finding: Finding) -> str:
+def said(finding: Finding) -> str:
     """Value, interval and each side's numbers in words."""
     if finding.value is None:
         return finding.numbers or finding.what

@@ -41,7 +41,7 @@ def predictions(pictures: Tensor, labels: np.ndarray, probabilities: Tensor, cla
         above.imshow(picture.numpy())
         above.set_title(classes[label], fontsize=10)
         above.axis("off")
-        top = probabilities[i].topk(min(5, len(classes)))
+        top = probabilities[i, : len(classes)].topk(min(5, len(classes)))  # a net may have outputs to spare
         places = range(len(top.values))
         below.barh(places, top.values.numpy(), color=["#ffaaaa" if k == label else "#aaaaff" for k in top.indices])
         for place, k in zip(places, top.indices.tolist(), strict=True):
