@@ -41,7 +41,7 @@ def hybrid(devices: int, batch: int, group: int) -> Sent:
     groups = devices // group
     seen = 2 * (FEATURES + 2 * UNITS) + 2 * CLASSES / group
     convs, fcs = 2 * (devices - 1) / devices * CONVS, 2 * (groups - 1) / groups * FCS / group
-    return batch * (group - 1) * seen, convs + fcs
+    return batch * (group - 1) * seen, convs, fcs
 
 
 FORMS: dict[str, Callable[[int, int, int], Sent]] = {"ddp": ddp, "fsdp": fsdp, "towers": towers, "hybrid": hybrid}
