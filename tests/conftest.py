@@ -14,6 +14,8 @@ from alexnet.data.store import Store
 from alexnet.data.write import Picture, Plan, write_store
 
 ROOT = Path(__file__).parent.parent
+ACCELERATOR = os.environ.get("ACCELERATOR", "cpu")  # gpu: the forms on NCCL, as far as there are GPUs
+ON = f"trainer.accelerator={ACCELERATOR}"
 
 
 def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -36,6 +38,13 @@ def here(monkeypatch):
 
 def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
+
+
+def need(devices: int) -> None:
+    import torch
+
+    if ACCELERATOR == "gpu" and torch.cuda.device_count() < devices:
+        pytest.skip(f"needs {devices} GPUs")
 
 
 def run_facts(folder: Path) -> dict:
@@ -103,8 +112,9 @@ def by_form(small, tmp_path_factory) -> Callable[[str], Path]:
 
     def folder(form: str) -> Path:
         if form not in folders:
+            need(int(FORMS[form][0].split("=")[1]))
             folders[form] = tmp_path_factory.mktemp("forms") / "run"
-            options = ["data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+            options = ["data.batch_size=12", "trainer.max_epochs=2", ON]
             done = run("train.py", *small, *options, *FORMS[form], f"hydra.run.dir={folders[form]}")
             assert done.returncode == 0, done.stderr
         return folders[form]

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from conftest import ACCELERATOR, need
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +29,11 @@ FORMS = {
     "two pairs of towers": (Towers(2, 60), 4, 2),
     "hybrid": (Hybrid(2, 60), 2, 2),
     "two pairs of hybrid": (Hybrid(2, 60), 4, 2),
+    "fsdp on one": (FullySharded(60), 1, 1),
+    "towers on one": (Towers(1, 60), 1, 1),
+    "hybrid on one": (Hybrid(1, 60), 1, 1),
 }
+KIND = "cuda" if ACCELERATOR == "gpu" else "cpu"
 Trained = dict[str, Tensor]
 LIMIT = 0.05  # of the gradients' norm, where they are clipped
 
@@ -36,12 +41,13 @@ LIMIT = 0.05  # of the gradients' norm, where they are clipped
 def build(**kwargs) -> AlexNet:
     """Activations of a hundred, where a norm's window over the towers' border is seen."""
     torch.manual_seed(0)
-    return AlexNet(num_classes=7, width=0.125, crop=67, dropout=0.0, init="kaiming", **kwargs).double()
+    return AlexNet(num_classes=7, width=0.125, crop=67, dropout=0.0, init="kaiming", **kwargs).to(KIND, torch.float64)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    return torch.randn(8, 3, 67, 67, generator=generator).double() * 100, torch.arange(8) % 7
+    pictures = torch.randn(8, 3, 67, 67, generator=generator).double() * 100
+    return pictures.to(KIND), (torch.arange(8) % 7).to(KIND)
 
 
 def train(net: nn.Module, share: slice, average, clip=lambda parameters: None) -> Trained:
@@ -54,7 +60,7 @@ def train(net: nn.Module, share: slice, average, clip=lambda parameters: None) -
         loss = F.cross_entropy(net(pictures), labels)
         loss.backward()
         clip(net.parameters())
-        seen[f"loss {step}"] = average(loss.detach())
+        seen[f"loss {step}"] = average(loss.detach()).cpu()
         if step == 0:
             seen |= {f"gradient of {name}": whole(p.grad) for name, p in net.named_parameters()}
         optimizer.step()
@@ -66,15 +72,22 @@ def train(net: nn.Module, share: slice, average, clip=lambda parameters: None) -
 def whole(value: Tensor | None) -> Tensor:
     if value is None:
         return torch.zeros(())
-    return (value.full_tensor() if isinstance(value, DTensor) else value).clone()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).to("cpu", copy=True)
+
+
+def join(rank: int, name: str, folder: Path) -> DeviceMesh:
+    _, world_size, group = FORMS[name]
+    torch.set_num_threads(1)
+    if KIND == "cuda":
+        torch.cuda.set_device(rank)
+    store = dist.FileStore(str(folder / "rendezvous"), world_size)
+    dist.init_process_group("nccl" if KIND == "cuda" else "gloo", rank=rank, world_size=world_size, store=store)
+    return init_device_mesh(KIND, (world_size // group, group), mesh_dim_names=("data_parallel", "tensor_parallel"))
 
 
 def worker(rank: int, name: str, mistake: str, folder: Path) -> None:
     form, world_size, group = FORMS[name]
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "rendezvous"), world_size)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store)
-    mesh = init_device_mesh("cpu", (world_size // group, group), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    mesh = join(rank, name, folder)
     net: nn.Module = build()
     MISTAKES[mistake](net)
     if name == "ddp":
@@ -97,7 +110,7 @@ def worker(rank: int, name: str, mistake: str, folder: Path) -> None:
 
 
 def spread(name: str, folder: Path, mistake: str = "none") -> Trained:
-    folder.mkdir(exist_ok=True)
+    need(FORMS[name][1])
     mp.spawn(worker, (name, mistake, folder), FORMS[name][1])
     return torch.load(folder / "seen.pt")
 
@@ -182,15 +195,13 @@ class Spy(TorchDispatchMode):
 
 
 def spied(rank: int, name: str, folder: Path) -> None:
-    form, world_size, group = FORMS[name]
-    store = dist.FileStore(str(folder / "rendezvous"), world_size)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store)
-    mesh = init_device_mesh("cpu", (world_size // group, group), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    net = AlexNet()
+    form, world_size, _ = FORMS[name]
+    mesh = join(rank, name, folder)
+    net = AlexNet().to(KIND)
     form.split(net, mesh)
     pictures = 2 if name != "towers" else 2 * world_size  # of a group together
     with Spy() as spy:
-        net(torch.randn(pictures, 3, 224, 224)).sum().backward()
+        net(torch.randn(pictures, 3, 224, 224, device=KIND)).sum().backward()
     if rank == 0:
         torch.save(spy.sent, folder / "sent.pt")
     dist.barrier()
@@ -199,5 +210,6 @@ def spied(rank: int, name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["fsdp", "towers", "hybrid"])
 def test_what_is_sent_is_what_was_calculated(name, tmp_path):
+    need(2)
     mp.spawn(spied, (name, tmp_path), 2)
     assert torch.load(tmp_path / "sent.pt") == pytest.approx(sum(cost.FORMS[name](2, 2, 2)), rel=1e-3)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORMS, ROOT, losses, result, run
+from conftest import FORMS, ON, ROOT, losses, need, result, run
 
 from alexnet.entry import checkpoint_file
 
@@ -32,7 +32,8 @@ def assert_same(resumed: Path, whole: Path) -> None:
 @pytest.mark.parametrize("form", ["one", "two", "towers"])
 def test_killed_within_an_epoch(form, small, tmp_path):
     """Two epochs of twelve steps; SIGKILL to all processes once two checkpoints lie there."""
-    options = [*small, "data.batch_size=4", "trainer.max_epochs=2", "trainer.accelerator=cpu", *FORMS[form]]
+    need(int(FORMS[form][0].split("=")[1]))
+    options = [*small, "data.batch_size=4", "trainer.max_epochs=2", ON, *FORMS[form]]
     options += ["callbacks.last.minutes=0"]
     assert run("train.py", *options, f"hydra.run.dir={tmp_path / 'whole'}").returncode == 0
     killed = tmp_path / "killed"
@@ -96,6 +97,7 @@ def resumed(by_form, tmp_path_factory) -> Callable[[str, str], Path]:
     """Folder of the run that began in one form and had a third epoch in another."""
 
     def folder(begun: str, ended: str) -> Path:
+        need(int(FORMS[ended][0].split("=")[1]))
         copy = shutil.copytree(by_form(begun), tmp_path_factory.mktemp("pairs") / "run")
         parallel = FORMS[ended] if len(FORMS[ended]) > 1 else [*FORMS[ended], "parallel=auto"]
         done = run("train.py", f"resume={copy}", "trainer.max_epochs=3", *parallel)

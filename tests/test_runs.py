@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORMS, board, losses, result, run
+from conftest import FORMS, ON, board, losses, result, run
 
 from alexnet.nets.alexnet import AlexNet
 from alexnet.nets.cifar import CifarConv4
@@ -87,7 +87,7 @@ def test_every_form_trains_the_same(by_form, form):
 @pytest.mark.parametrize("form", ["one", "hybrid", *(pytest.param(f, marks=pytest.mark.long) for f in ACCUMULATING)])
 def test_two_accumulated_halves_are_one_batch(form, by_form, small, tmp_path):
     halves = ["data.batch_size=6", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2"]
-    done = run("train.py", *small, *halves, *FORMS[form], "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}")
+    done = run("train.py", *small, *halves, *FORMS[form], ON, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert result(tmp_path)["steps"] == 8
     for name, value in weights(by_form("one")).items():
@@ -98,7 +98,12 @@ def test_two_accumulated_halves_are_one_batch(form, by_form, small, tmp_path):
 @pytest.mark.parametrize("algorithm", ["norm", pytest.param("value", marks=pytest.mark.long)])
 def test_bfloat16_and_clipping_in_every_form(form, algorithm, by_form, small, tmp_path):
     """Losses stay near those of float32, which nothing clips at these limits."""
-    options = ["data.batch_size=12", "trainer.max_epochs=2", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"]
+    options = [
+        "data.batch_size=12",
+        "trainer.max_epochs=2",
+        "trainer.precision=bf16-mixed",
+        ON,
+    ]
     clip = ["trainer.gradient_clip_val=1000", f"trainer.gradient_clip_algorithm={algorithm}"]
     done = run("train.py", *small, *options, *clip, *FORMS[form], f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
