@@ -1,6 +1,7 @@
 """The LightningModule: what one training step and one validation step are."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +111,8 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.net)
         total_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = self.build_schedule(optimizer, total_steps, int(self.trainer.num_training_batches))
+        epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        schedule = self.build_schedule(optimizer, total_steps, epoch_steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -133,7 +135,7 @@ class Classifier(L.LightningModule):
         loader: Any = self.trainer.train_dataloader
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         # Lightning loads it only if nothing asked for the run's length before.
-        loader.load_state_dict({"position": batches.processed % len(loader)})
+        loader.load_state_dict({"position": batches.processed % int(self.trainer.num_training_batches)})
         group = self.train_errors.process_group
         if self.counted and (not dist.is_initialized() or dist.get_rank(group) == 0):
             for name, value in self.counted.items():
