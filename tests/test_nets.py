@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from alexnet.nets import layers
 from alexnet.nets.alexnet import AlexNet
 from alexnet.nets.layers import Dropout, EdgePadding, GroupedLinear, LocalResponseNorm, SpatialResponseNorm
 
@@ -84,15 +85,34 @@ def test_response_norm_stays_in_its_tower(scale):
         assert np.abs(actual - reference_norm(x, 5, 1e-4, 2.0)).max() > 1
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_response_norm_equals_torch(dtype, tolerance):
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("scale", [1, 30, 300])
+def test_response_norm_equals_torchs_in_float64(dtype, tolerance, layout, scale):
     torch.manual_seed(0)
-    x = (torch.randn(2, 9, 6, 6, dtype=dtype) * 100).requires_grad_()
+    x = (torch.randn(3, 18, 7, 6, dtype=dtype) * scale).relu().to(memory_format=layout).requires_grad_()
     grad = torch.randn_like(x)
-    ours, theirs = LocalResponseNorm()(x), torch.nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)(x)
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=0)
-    d_ours, d_theirs = (torch.autograd.grad(y, x, grad)[0] for y in (ours, theirs))
-    torch.testing.assert_close(d_ours, d_theirs, rtol=tolerance, atol=tolerance)
+    ours = LocalResponseNorm(groups=2)(x)
+    exact = x.detach().double().requires_grad_()
+    norm = torch.nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
+    theirs = torch.cat([norm(tower) for tower in exact.chunk(2, 1)], 1)
+    torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=0)
+    d_ours, d_theirs = torch.autograd.grad(ours, x, grad)[0], torch.autograd.grad(theirs, exact, grad.double())[0]
+    assert (d_ours - d_theirs).abs().max() <= tolerance * d_theirs.abs().max()
+    assert ours.is_contiguous(memory_format=layout) and d_ours.is_contiguous(memory_format=layout)
+
+
+def test_a_cpus_norm_is_everyone_elses(monkeypatch):
+    """A CPU goes picture by picture, other devices take the batch at once."""
+    x, grad = torch.randn(3, 8, 5, 5) * 50, torch.randn(3, 8, 5, 5)
+    for norm in (LocalResponseNorm(groups=2), SpatialResponseNorm()):
+        results = []
+        for compute in (layers._by_picture, layers._normed):
+            monkeypatch.setattr(layers, "_on_device", lambda x, compute=compute: compute)
+            inputs = x.clone().requires_grad_()
+            y = norm(inputs)
+            results.append((y, *torch.autograd.grad(y, inputs, grad)))
+        torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_response_norm_in_bfloat16_is_computed_in_float32():

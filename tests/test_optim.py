@@ -63,11 +63,11 @@ def rates(schedule, epochs: int, errors=None) -> list[float]:
 
 def test_schedules():
     rule = {"patience": 1, "drops": 3, "factor": 0.1, "threshold": 0.01}
-    recorded = rates(lambda o, n: drops(o, n, epochs=[25, 51, 79], **rule), 91)
+    recorded = rates(lambda o, n: drops(o, n, 1, epochs=[25, 51, 79], **rule), 91)
     assert [round(-np.log10(r)) for r in recorded] == [0] * 25 + [1] * 26 + [2] * 28 + [3] * 12
-    stalled = rates(lambda o, n: drops(o, n, epochs=None, **rule), 12, [0.5] * 12)
+    stalled = rates(lambda o, n: drops(o, n, 1, epochs=None, **rule), 12, [0.5] * 12)
     assert stalled == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001, 0.001, 0.001])
-    assert rates(lambda o, n: linear(o, n, warmup=0.2), 10)[:3] == [0.5, 1.0, 1.0]
+    assert rates(lambda o, n: linear(o, n, 1, warmup=0.2), 10)[:3] == [0.5, 1.0, 1.0]
 
 
 def test_errors_against_counting():

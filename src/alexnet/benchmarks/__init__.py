@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -21,17 +21,26 @@ from rich.table import Table
 log = logging.getLogger(__name__)
 
 
+MATMUL, COPY = "a large matmul", "a large copy"
+
+
 class Contestant(NamedTuple):
-    """`work()` handles some pictures and gives their number."""
+    """`work()` handles some pictures and gives their number; that of the ceilings `MATMUL` and `COPY`, FLOP and bytes.
+
+    Optional: `cost()`, FLOP and bytes of memory traffic a picture (0: not known); `without`, the contestant that lacks
+    the part whose share of the time is to be shown."""
 
     name: str
     work: Callable[[], int]
+    cost: Callable[[], tuple[float, float]] | None = None
+    without: str | None = None
 
 
 def run(cfg: DictConfig) -> None:
-    from alexnet.benchmarks import loader, prepare
+    from alexnet.benchmarks import device, end_to_end, loader, prepare, step
 
-    makers = {"loader": loader.contestants, "prepare": prepare.contestants}
+    makers = {"loader": loader.contestants, "prepare": prepare.contestants, "step": step.contestants}
+    makers |= {"end_to_end": end_to_end.contestants, "augment": device.augment, "evaluate": device.evaluate}
     if cfg.what not in makers:
         raise ValueError(f"what={cfg.what} is not known; choose one of {', '.join(makers)}")
     contestants = makers[cfg.what](cfg)
@@ -41,7 +50,12 @@ def run(cfg: DictConfig) -> None:
             measured = _rates(contestant)
             if i:  # the first round warms up
                 rates[contestant.name].append(measured)
-    _report(cfg.what, rates)
+    medians = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in rates.items()}
+    if MATMUL in medians:
+        _print_shares(cfg.what, contestants, rates, medians)
+    else:
+        _print_rates(cfg.what, rates, medians)
+    _write(cfg.what, rates)
 
 
 def _rates(contestant: Contestant) -> tuple[float, float]:
@@ -57,17 +71,56 @@ def _computed() -> float:
     return sum(who.ru_utime + who.ru_stime for who in used)
 
 
-def _report(what: str, rates: dict[str, list[tuple[float, float]]]) -> None:
+def _print_rates(what: str, rates: dict[str, list[tuple[float, float]]], medians: dict[str, list[float]]) -> None:
     columns = ("per CPU-second", "of the last", "per second", "16 cores would")
     table = Table("", *columns, title=f"{what}: pictures, median of rounds")
-    medians = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in rates.items()}
     slowest = list(medians.values())[-1][0]
     for name, (cpu, wall) in medians.items():
-        spread = max(r[0] for r in rates[name]) / min(r[0] for r in rates[name]) - 1
+        shown = f"{cpu:,.0f} ± {_spread(rates[name], 0):.0%}", f"{cpu / slowest:.2f} ×"
+        table.add_row(name, *shown, f"{wall:,.0f}", f"{16 * cpu:,.0f}")
+    Console().print(table)
+
+
+def _print_shares(
+    what: str,
+    contestants: list[Contestant],
+    rates: dict[str, list[tuple[float, float]]],
+    medians: dict[str, list[float]],
+) -> None:
+    """What binds a contestant is the ceiling that it comes nearest to."""
+    flops, bandwidth, last = (medians[name][1] for name in (MATMUL, COPY, contestants[-1].name))
+    columns = ("per second", "of the last", "beyond the one without", "of FLOP/s", "of bytes/s", "bound by")
+    table = Table("", *columns, title=f"{what}: pictures, median of rounds")
+    for name, _, cost, without in contestants:
+        if name in (MATMUL, COPY):
+            continue
+        rate = medians[name][1]
+        shares = [rate * c / ceiling for c, ceiling in zip(cost() if cost else (0, 0), (flops, bandwidth), strict=True)]
         table.add_row(
-            name, f"{cpu:,.0f} ± {spread / 2:.0%}", f"{cpu / slowest:.2f} ×", f"{wall:,.0f}", f"{16 * cpu:,.0f}"
+            name,
+            f"{rate:,.1f} ± {_spread(rates[name], 1):.0%}",
+            f"{rate / last:.2f} ×",
+            _part(rates, name, without) if without else "",
+            *(f"{share:.0%}" if share else "" for share in shares),
+            ("arithmetic" if shares[0] > shares[1] else "memory") if all(shares) else "",
         )
     Console().print(table)
+    Console().print(f"ceilings: {MATMUL} {flops / 1e12:,.2f} TFLOP/s, {COPY} {bandwidth / 1e9:,.1f} GB/s")
+
+
+def _part(rates: dict[str, list[tuple[float, float]]], whole: str, without: str) -> str:
+    """The share of the time that `without` is spared, in rounds of both, one after the other."""
+    shares = [1 - a[1] / b[1] for a, b in zip(rates[whole], rates[without], strict=True)]
+    return f"{median(shares):.1%}"
+
+
+def _spread(rows: list[tuple[float, float]], column: int) -> float:
+    """Half of what lies between the quartiles, as a share of the median."""
+    low, middle, high = quantiles([row[column] for row in rows], n=4)
+    return (high - low) / 2 / middle
+
+
+def _write(what: str, rates: dict[str, list[tuple[float, float]]]) -> None:
     facts = {
         "what": what,
         "date": date.today().isoformat(),

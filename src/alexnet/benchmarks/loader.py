@@ -38,7 +38,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
             Contestant(f"ImageFolder, {kind}, num_workers={workers}", partial(_peer, folder, transforms, workers))
             for kind, folder, transforms in (
                 ("256² JPEGs, RandomCrop, uint8", small, [v2.RandomCrop(224)]),
-                ("full size, Resize + RandomCrop, float32", full, _usual()),
+                ("full size, Resize + RandomCrop, float32", full, usual()),
             )
             for workers in (2, 0)
         ),
@@ -52,15 +52,15 @@ def _ours(store: Store, threads: int, epochs: int) -> int:
 
 
 def _peer(folder: Path, transforms: list[torch.nn.Module], workers: int) -> int:
-    pictures = ImageFolder(str(folder / "train"), v2.Compose(transforms), loader=_read)
+    pictures = ImageFolder(str(folder / "train"), v2.Compose(transforms), loader=read)
     return _count(DataLoader(pictures, BATCH, shuffle=True, drop_last=True, num_workers=workers))
 
 
-def _read(path: str) -> torch.Tensor:
+def read(path: str) -> torch.Tensor:
     return decode_image(path, ImageReadMode.RGB)
 
 
-def _usual() -> list[torch.nn.Module]:
+def usual() -> list[torch.nn.Module]:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     crop = [v2.Resize(256, antialias=True), v2.RandomCrop(224), v2.RandomHorizontalFlip()]
     return [*crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]

@@ -1,6 +1,7 @@
 """What happens to pictures on the device: crop, mirror image, colour noise, mean subtraction and the ten views."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class Augment:
         random_crop: False takes the centre in training as well.
         mirror: half of the training pictures are mirrored.
         color_noise: the coefficient c; 0 turns it off.
+        color_noise_off: spans [from, to] of epochs in which c is 0; the authors turned it off with their late drops.
+        shared_by: so many pictures in a row share one crop and mirroring, 32 in 2012.
         convention: `source` adds c · Σ z·s·p per picture with s the standard deviations, divides by 1 + c in
             training, and subtracts the centre of the mean image from any crop. `paper` has the eigenvalues s² (on the
             0-1 scale, as everyone since) in place of s, no division, and the mean image cropped like the picture.
@@ -42,6 +45,8 @@ class Augment:
         random_crop: bool = True,
         mirror: bool = True,
         color_noise: float = 0.1,
+        color_noise_off: Sequence[Sequence[int]] = (),
+        shared_by: int = 1,
         convention: str = "source",
         scale: float = 1.0,
     ):
@@ -52,34 +57,51 @@ class Augment:
             raise ValueError(f"augment.crop={crop} must lie in 1..{size}, the size of the store's pictures")
         if color_noise < 0:
             raise ValueError(f"augment.color_noise={color_noise} must not be negative")
+        if shared_by < 1:
+            raise ValueError(f"augment.shared_by={shared_by} must be at least 1")
         std = np.asarray(color_std, np.float32)
         spread = std if convention == "source" else std**2 / 255  # eigenvalue on the 0-1 scale, shown on 0-255
         self.mean = torch.from_numpy(np.ascontiguousarray(mean, np.float32))
         self.color = torch.from_numpy(np.asarray(color_vectors, np.float32) * spread).T.contiguous()
         self.seed, self.crop, self.border = seed, crop, size - crop
         self.random_crop, self.mirror, self.color_noise = random_crop, mirror, color_noise
+        self.color_noise_off, self.shared_by = color_noise_off, shared_by
         self.convention, self.scale = convention, scale
+
+    def compile(self) -> None:
+        """Compiles the work on training pictures into a few kernels."""
+        self._varied = torch.compile(self._varied, dynamic=False)  # type: ignore[method-assign]
 
     def train(self, pictures: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
-        draws = keyed.uniform(keyed.keys(self.seed, epoch, ids), 0, 9)
-        offsets = (draws[:, :2] * (self.border + 1)).long()
+        self._to(pictures.device)
+        return self._varied(pictures, keyed.keys(self.seed, epoch, ids), self.color_noise_at(epoch))
+
+    def _varied(self, pictures: Tensor, keys: Tensor, noise: float) -> Tensor:
+        draws = keyed.uniform(keys, 0, 9)
+        geometry = draws[:: self.shared_by, :3].repeat_interleave(self.shared_by, 0)[: len(keys)]
+        offsets = (geometry[:, :2] * (self.border + 1)).long()
         if not self.random_crop:
             offsets.fill_(self.border // 2)
-        mirrored = draws[:, 2] < 0.5 if self.mirror else None
+        mirrored = geometry[:, 2] < 0.5 if self.mirror else None
         x = self._centered(pictures, offsets[:, 0], offsets[:, 1], mirrored)
-        shift = self.color_noise * normal(draws[:, 3:]) @ self.color.to(x.device)
+        shift = noise * normal(draws[:, 3:]) @ self.color
         x += shift[:, None, None, :]
-        return self._finish(x, 1 / (1 + self.color_noise) if self.convention == "source" else 1.0)
+        return self._finish(x, 1 / (1 + noise) if self.convention == "source" else 1.0)
+
+    def color_noise_at(self, epoch: int) -> float:
+        return 0.0 if any(begin <= epoch < end for begin, end in self.color_noise_off) else self.color_noise
 
     def center(self, pictures: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to its centre crops, (n, 3, crop, crop) float32."""
+        self._to(pictures.device)
         middle = torch.full((len(pictures),), self.border // 2, device=pictures.device)
         return self._finish(self._centered(pictures, middle, middle))
 
     def ten_views(self, pictures: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to (n · 10, 3, crop, crop) float32, a picture's views side by side: the corners and
         the centre, then their mirror images."""
+        self._to(pictures.device)
         far, mid = self.border, self.border // 2
         places = torch.tensor([(0, 0), (0, far), (mid, mid), (far, 0), (far, far)], device=pictures.device)
         y, x = places.repeat(len(pictures), 1).unbind(1)
@@ -90,11 +112,15 @@ class Augment:
         )
         return self._finish(torch.cat([plain, mirrored], 1).flatten(0, 1))
 
+    def _to(self, device: torch.device) -> None:
+        """Once: a copy in every step would make the host wait for the device."""
+        self.mean, self.color = self.mean.to(device), self.color.to(device)
+
     def _centered(self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None = None) -> Tensor:
         """The crops at (y, x), mirrored where asked, less the mean image, in float32."""
         rows = torch.arange(len(pictures), device=pictures.device)
         patches = _mirror(self._windows(pictures)[rows, y, x], mirrored).float()
-        mean = self.mean.to(pictures.device)
+        mean = self.mean
         if self.convention == "source":
             middle = self.border // 2
             return patches.sub_(mean[middle : middle + self.crop, middle : middle + self.crop])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alexnet.data.colors import color_products, principal_components
@@ -87,6 +88,15 @@ def write_store(folder: str | Path, plan: Plan) -> Store:
     partial, parts = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".parts")
     if folder.exists():
         return _there(folder, plan, parts)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(folder.name + ".lock")
+    with FileLock(lock):  # a run's other processes wait for the first, and find the store
+        store = _there(folder, plan, parts) if folder.exists() else _written(folder, plan, partial, parts)
+        lock.unlink(missing_ok=True)
+    return store
+
+
+def _written(folder: Path, plan: Plan, partial: Path, parts: Path) -> Store:
     if not all(plan.counts.get(split) for split in ("train", "val")):
         raise ValueError(f"{folder} needs pictures to train on and to validate with; one of them has none")
     _prepare_folders(plan, partial, parts)

@@ -1,0 +1,105 @@
+"""Training from a store, everything included: `train.py`'s loop against a plain PyTorch loop of the same net and
+batches, the same without data, and torchvision's alexnet from an image folder in the usual way."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import count, islice, repeat
+from threading import Semaphore, Thread
+from typing import Any
+
+import lightning as L
+import torch
+import torchvision
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from alexnet.benchmarks import Contestant
+from alexnet.benchmarks.loader import read, usual
+from alexnet.benchmarks.pictures import made
+from alexnet.benchmarks.step import CLASSES, Steps, ceilings, configuration, device, finish
+from alexnet.data.datamodule import StoreData
+from alexnet.training.train import build
+
+log = logging.getLogger(__name__)
+
+
+def contestants(cfg: DictConfig) -> list[Contestant]:
+    train = configuration(cfg)
+    data: StoreData = instantiate(train.data)
+    steps, memory = (Steps(instantiate(train.model), train, cfg.compile) for _ in range(2))
+    peer = Steps(torchvision.models.alexnet(num_classes=CLASSES), train)
+    peer.optimizer = torch.optim.SGD(peer.net.parameters(), 0.01, 0.9, weight_decay=0.0005)
+    return [
+        *ceilings(train),
+        Contestant("train.py", Training(train, cfg.steps), memory.cost, "plain loop"),
+        Contestant("plain loop", partial(_take, steps, _store(data), cfg.steps), memory.cost, "plain loop, no data"),
+        Contestant("plain loop, no data", partial(_take, memory, repeat(None), cfg.steps), memory.cost),
+        Contestant("torchvision, no data", partial(_take, peer, repeat(None), cfg.steps), peer.cost),
+        Contestant("torchvision, ImageFolder", partial(_take, peer, _folder(cfg), cfg.steps), peer.cost),
+    ]
+
+
+class Training(L.Callback):
+    """`train.py`'s own loop with its callbacks, in a thread, which stands still between rounds. Nothing is validated or
+    saved."""
+
+    def __init__(self, train: DictConfig, steps: int):
+        self.steps, self.taken, self.since, self.waited = steps, 0, 0.0, 0.0
+        self.begin, self.end = Semaphore(0), Semaphore(0)
+        run = build(train)
+        self.pictures = steps * run.data.batch_size
+        run.trainer.callbacks.append(self)  # type: ignore[attr-defined]
+        Thread(target=run.trainer.fit, args=(run.module,), kwargs={"datamodule": run.data}, daemon=True).start()
+        self.end.acquire()
+
+    def __call__(self) -> int:
+        self.begin.release()
+        self.end.acquire()
+        return self.pictures
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.taken % self.steps == 0:
+            finish()
+            loader: Any = trainer.train_dataloader
+            if self.taken:
+                share = (loader.waited - self.waited) / (time.perf_counter() - self.since)
+                log.info("train.py waited for data in %.2f %% of the time", 100 * share)
+            self.end.release()
+            self.begin.acquire()
+            self.since, self.waited = time.perf_counter(), loader.waited
+        self.taken += 1
+
+
+def _take(steps: Steps, batches: Iterator[tuple[Tensor, Tensor] | None], count: int) -> int:
+    for batch in islice(batches, count):
+        if batch:
+            images, labels = (t.to(device(), non_blocking=True) for t in batch)
+            steps.images, steps.labels = steps.images.copy_(images), steps.labels.copy_(labels)
+        steps.step()
+    finish()
+    return count * len(steps.images)
+
+
+def _store(data: StoreData) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = data.loader("train")
+    for epoch in count():
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            pictures, ids = batch.pictures.to(device(), non_blocking=True), batch.ids.to(device(), non_blocking=True)
+            yield data.augment.train(pictures, ids, epoch), batch.labels
+
+
+def _folder(cfg: DictConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """As most people would: a worker for each core, pictures decoded at full size."""
+    pictures = ImageFolder(str(made(cfg) / "train"), v2.Compose(usual()), loader=read)
+    sizes = {"batch_size": cfg.batch_size, "num_workers": os.cpu_count(), "persistent_workers": True}
+    loader = DataLoader(pictures, shuffle=True, drop_last=True, pin_memory=torch.cuda.is_available(), **sizes)
+    while True:
+        yield from loader
