@@ -104,7 +104,7 @@ class Steps:
         self.flop = 3 * self.forward_flop - unneeded
         if compiled:
             self.net.compile(dynamic=False, mode=mode)
-        self.bytes = (_compiled_bytes if compiled else _eager_bytes)(self.learn) + _eager_bytes(self.update)
+        self.bytes = (compiled_bytes if compiled else eager_bytes)(self.learn) + eager_bytes(self.update)
 
     def __call__(self) -> int:
         for _ in range(self.count):
@@ -144,13 +144,13 @@ class Steps:
         return whole.get_total_flops(), part.get_total_flops()
 
 
-def _eager_bytes(work: Callable[[], None]) -> int:
+def eager_bytes(work: Callable[[], None]) -> int:
     with Traffic() as traffic:
         work()
     return traffic.bytes
 
 
-def _compiled_bytes(work: Callable[[], None]) -> int:
+def compiled_bytes(work: Callable[[], None]) -> int:
     """The compiler's own count, of what it compiles now."""
     compile_fx.inductor_metrics_log.setLevel(logging.INFO)  # else it does not count
     compile_fx.inductor_metrics_log.propagate = False
