@@ -26,6 +26,13 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
             stages = Stages(make, train, mode == "compiled")
             without = f"no norm, {mode}" if name != "no norm" else None
             found.append(Contestant(f"{name}, {mode}", stages, stages.cost, without))
+    if device().type == "cuda":
+        from alexnet.nets.fused import FusedStage
+
+        stages = Stages(
+            lambda: FusedStage(LocalResponseNorm(groups=2), nn.MaxPool2d(3, 2, ceil_mode=True)), train, False
+        )
+        found.insert(0, Contestant("fused", stages, stages.cost, "no norm, compiled"))
     return [*ceilings(train), *found]
 
 

@@ -83,11 +83,15 @@ def _check_compile(parallel: DictConfig) -> None:
 
 
 def _check_net(cfg: DictConfig) -> None:
+    import torch
+
     from alexnet.training.checkpoints import read_checkpoint, weights_for
 
     net = instantiate(cfg.model)
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
     instantiate(cfg.parallel).check(net, world_size, cfg.trainer.precision)
+    if cfg.fused and not torch.cuda.is_available():
+        raise ValueError("fused=true needs a GPU: leave fused=false")
     if cfg.compile:
         _check_compile(cfg.parallel)
     if cfg.resume:

@@ -54,6 +54,10 @@ def build(cfg: DictConfig) -> Run:
     data: StoreData = instantiate(cfg.data)
     L.seed_everything(cfg.seed, verbose=False)
     net = instantiate(cfg.model).to(memory_format=torch.channels_last)
+    if cfg.fused:
+        from alexnet.nets.fused import fuse  # Triton is not everywhere
+
+        fuse(net)
     if cfg.compile:
         net.compile(dynamic=False)  # in place, so that checkpoints keep their names
         data.augment.compile()
