@@ -9,18 +9,19 @@ from alexnet.training.optim import SGD, sgd_2012
 from alexnet.training.schedules import drops, linear
 
 
-def test_update_rule_against_a_float64_loop():
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_update_rule_against_a_float64_loop(momentum):
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(2, 3)), rng.normal(size=(20, 2, 3))
     p = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    optimizer = SGD([p], lr=0.01, momentum=0.9, weight_decay=0.0005)
+    optimizer = SGD([p], lr=0.01, momentum=momentum, weight_decay=0.0005)
     w, v = start.copy(), np.zeros((2, 3))
     for step, g in enumerate(gradients):
         rate = optimizer.param_groups[0]["lr"] = [0.01, 0.001, 0.0][step // 8]  # drops, then frozen
         p.grad = torch.from_numpy(g)
         optimizer.step()
         if rate:
-            v = 0.9 * v - 0.0005 * rate * w - rate * g
+            v = momentum * v - 0.0005 * rate * w - rate * g
             w = w + v
         np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-13)
 
@@ -85,3 +86,19 @@ def test_errors_against_counting():
     metric.update(torch.full((1, 20), torch.nan), torch.tensor([0]), torch.ones(1), torch.ones(1))
     with pytest.raises(FloatingPointError, match="not finite for 1 of"):
         metric.compute()
+
+
+def test_update_rule_in_any_layout():
+    """The gradient and the velocity may lie otherwise than the weights, as after a checkpoint."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(2, 3, 4, 4), torch.randn(5, 2, 3, 4, 4)
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        p = torch.nn.Parameter(start.clone().to(memory_format=layout))
+        optimizer = SGD([p], lr=0.01, momentum=0.9, weight_decay=0.0005)
+        for gradient in gradients:
+            p.grad = gradient
+            optimizer.step()
+            optimizer.state[p]["velocity"] = optimizer.state[p]["velocity"].contiguous()
+        ends.append(p.detach())
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
