@@ -122,7 +122,7 @@ def test_the_report_has_every_claim(done, here, tmp_path):
     for claim in CLAIMS:
         assert claim.title.replace("'", "&#x27;") in page and f"`{claim.command}`" in text and claim.title in text
     assert NOT_RUN in page  # tables 1 and 2 need ImageNet
-    assert not re.search(r'(src|href)="(?!data:)', page), "the page must need no other file"
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "the page must need no other file"
     assert page.count("<svg") == 3 and page.count("data:image") == 2 + 8 + 5 * 4
     for name in re.findall(r"\(figures/([^)]+)\)", text):
         assert (tmp_path / "figures" / name).stat().st_size > 300
