@@ -17,6 +17,7 @@ OPTIONS = {
     "data=store data.folder=nowhere": "data.folder=nowhere holds no prepared store",
     "data.batch_size=10 trainer.devices=3": "data.batch_size=10 (of all devices together) does not divide by 3",
     "trainer.devices=1000": "trainer.devices=1000, but this machine has",
+    "fused=true": "fused=true needs a GPU",
     "trainer.accelerator=cuda": "this machine has no GPU",
     "resume=tests": "tests is no run folder",
     "model.num_classes=3": "the data has 5 classes",

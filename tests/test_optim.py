@@ -6,21 +6,22 @@ import torch
 
 from alexnet.training.metrics import Errors
 from alexnet.training.optim import SGD, sgd_2012
-from alexnet.training.schedules import drops, linear
+from alexnet.training.schedules import drops, linear, recorded
 
 
-def test_update_rule_against_a_float64_loop():
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_update_rule_against_a_float64_loop(momentum):
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(2, 3)), rng.normal(size=(20, 2, 3))
     p = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    optimizer = SGD([p], lr=0.01, momentum=0.9, weight_decay=0.0005)
+    optimizer = SGD([p], lr=0.01, momentum=momentum, weight_decay=0.0005)
     w, v = start.copy(), np.zeros((2, 3))
     for step, g in enumerate(gradients):
         rate = optimizer.param_groups[0]["lr"] = [0.01, 0.001, 0.0][step // 8]  # drops, then frozen
         p.grad = torch.from_numpy(g)
         optimizer.step()
         if rate:
-            v = 0.9 * v - 0.0005 * rate * w - rate * g
+            v = momentum * v - 0.0005 * rate * w - rate * g
             w = w + v
         np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-13)
 
@@ -85,3 +86,38 @@ def test_errors_against_counting():
     metric.update(torch.full((1, 20), torch.nan), torch.tensor([0]), torch.ones(1), torch.ones(1))
     with pytest.raises(FloatingPointError, match="not finite for 1 of"):
         metric.compute()
+
+
+def test_update_rule_in_any_layout():
+    """The gradient and the velocity may lie otherwise than the weights, as after a checkpoint."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(2, 3, 4, 4), torch.randn(5, 2, 3, 4, 4)
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        p = torch.nn.Parameter(start.clone().to(memory_format=layout))
+        optimizer = SGD([p], lr=0.01, momentum=0.9, weight_decay=0.0005)
+        for gradient in gradients:
+            p.grad = gradient
+            optimizer.step()
+            optimizer.state[p]["velocity"] = optimizer.state[p]["velocity"].contiguous()
+        ends.append(p.detach())
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def test_shapes_of_the_rates():
+    def at(entry: dict, step: int) -> float:
+        optimizer = SGD([{"name": "weights", "params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0, 0.9, 0.0)
+        scheduler = recorded(optimizer, 1000, 10, rates={"weights": entry})["scheduler"]
+        return scheduler.lr_lambdas[0](step)
+
+    ends = {"first": 0.02, "last": 5e-6}
+    for step in (0, 1, 499, 999):
+        p = step / 1000
+        assert at({"shape": "linear", **ends}, step) == pytest.approx(0.02 * (1 - p) + 5e-6 * p)
+        pow_ = np.log(5e-6) / np.log(0.02) - 1  # ExpLRS of src/lr.cu
+        assert at({"shape": "exp", **ends}, step) == pytest.approx(0.02 ** (1 + p * pow_))
+    assert [at({"shape": "dexp", "steps": 3, **ends}, step) for step in (333, 334, 666, 667)] == pytest.approx(
+        [0.02, np.sqrt(0.02 * 5e-6), np.sqrt(0.02 * 5e-6), 5e-6]
+    )
+    with pytest.raises(ValueError, match="conv9.weights: name these layers in optimizer.apart"):
+        recorded(SGD([{"name": "weights", "params": []}], 1.0, 0.9, 0.0), 1, 1, rates={"conv9.weights": [[0, 1]]})

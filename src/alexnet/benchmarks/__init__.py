@@ -38,10 +38,11 @@ class Contestant(NamedTuple):
 
 
 def run(cfg: DictConfig) -> None:
-    from alexnet.benchmarks import device, end_to_end, loader, prepare, step
+    from alexnet.benchmarks import device, end_to_end, epoch, loader, norms, prepare, step
 
     makers = {"loader": loader.contestants, "prepare": prepare.contestants, "step": step.contestants}
-    makers |= {"end_to_end": end_to_end.contestants, "augment": device.augment, "evaluate": device.evaluate}
+    makers |= {"lrn": norms.contestants, "augment": device.augment, "evaluate": device.evaluate}
+    makers |= {"epoch": epoch.contestants, "end_to_end": end_to_end.contestants}
     if cfg.what not in makers:
         raise ValueError(f"what={cfg.what} is not known; choose one of {', '.join(makers)}")
     contestants = makers[cfg.what](cfg)

@@ -40,7 +40,8 @@ def evaluate(cfg: DictConfig) -> list[Contestant]:
     train = configuration(cfg)
     data = instantiate(train.data)
     ours, peer = (
-        Steps(net, train) for net in (instantiate(train.model), torchvision.models.alexnet(num_classes=CLASSES))
+        Steps(net, train, "eager")
+        for net in (instantiate(train.model), torchvision.models.alexnet(num_classes=CLASSES))
     )
     pictures = _pictures(cfg, data.store.size)
 

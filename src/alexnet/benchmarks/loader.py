@@ -28,7 +28,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
     small = squares(full, full.with_name(full.name + "-256"))
     stores = {encoding: prepare_store(str(full), f"{full}-{encoding}", 256, encoding=encoding) for encoding in EPOCHS}
     ours = [
-        Contestant(f"{encoding} store, threads={threads}", partial(_ours, store, threads, EPOCHS[encoding]))
+        Contestant(f"{encoding} store, threads={threads}", partial(ours, store, threads, EPOCHS[encoding]))
         for encoding, store in stores.items()
         for threads in (1, 2)
     ]
@@ -45,7 +45,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
     ]
 
 
-def _ours(store: Store, threads: int, epochs: int) -> int:
+def ours(store: Store, threads: int, epochs: int) -> int:
     split = store.splits["train"]
     order = Order(len(split), BATCH, 0, 0, 1, train=True)
     return sum(_count(Loader(split, order, threads)) for _ in range(epochs))

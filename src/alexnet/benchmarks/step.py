@@ -31,16 +31,24 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
         "torchvision": lambda: torchvision.models.alexnet(num_classes=CLASSES),
         "F.lrn": lambda: with_norms(instantiate(train.model), TorchNorm),
     }
+    modes = ["compiled", "eager"]
+    if device().type == "cuda":
+        makers = {"fused": lambda: _fused(instantiate(train.model)), **makers}
+        modes.insert(0, "graphs")
     found = []
-    for mode in ("compiled", "eager"):
+    for mode in modes:
         for name, make in makers.items():
-            steps = Steps(make(), train, mode == "compiled")
-            without = f"no norms, {mode}" if name in ("ours", "F.lrn") else None
+            steps = Steps(make(), train, mode)
+            without = f"no norms, {mode}" if name in ("fused", "ours", "F.lrn") else None
             found.append(Contestant(f"{name}, {mode}", steps, steps.cost, without))
-    if device().type == "cuda":  # CUDA graphs
-        graphs = Steps(makers["ours"](), train, True, "reduce-overhead")
-        found.insert(0, Contestant("ours, reduce-overhead", graphs, graphs.cost))
     return [*ceilings(train), *found]
+
+
+def _fused(net: nn.Module) -> nn.Module:
+    from alexnet.nets.fused import fuse
+
+    fuse(net)
+    return net
 
 
 def configuration(cfg: DictConfig) -> DictConfig:
@@ -90,7 +98,7 @@ def finish() -> None:
 class Steps:
     """Training steps as `train.py` takes them: forward, loss, backward and the optimiser, in the run's precision."""
 
-    def __init__(self, net: nn.Module, train: DictConfig, compiled: bool = False, mode: str | None = None):
+    def __init__(self, net: nn.Module, train: DictConfig, mode: str):
         self.net = net.to(device()).to(memory_format=torch.channels_last)
         self.optimizer = instantiate(train.optimizer)(self.net)
         self.mixed = train.trainer.precision == "bf16-mixed"
@@ -102,9 +110,9 @@ class Steps:
         self.taken, self.count = 0, 30 if device().type == "cuda" else 1
         self.forward_flop, unneeded = self._flop()
         self.flop = 3 * self.forward_flop - unneeded
-        if compiled:
-            self.net.compile(dynamic=False, mode=mode)
-        self.bytes = (_compiled_bytes if compiled else _eager_bytes)(self.learn) + _eager_bytes(self.update)
+        if mode != "eager":  # graphs are CUDA's
+            self.net.compile(dynamic=False, mode="reduce-overhead" if mode == "graphs" else None)
+        self.bytes = (eager_bytes if mode == "eager" else compiled_bytes)(self.learn) + eager_bytes(self.update)
 
     def __call__(self) -> int:
         for _ in range(self.count):
@@ -144,13 +152,13 @@ class Steps:
         return whole.get_total_flops(), part.get_total_flops()
 
 
-def _eager_bytes(work: Callable[[], None]) -> int:
+def eager_bytes(work: Callable[[], None]) -> int:
     with Traffic() as traffic:
         work()
     return traffic.bytes
 
 
-def _compiled_bytes(work: Callable[[], None]) -> int:
+def compiled_bytes(work: Callable[[], None]) -> int:
     """The compiler's own count, of what it compiles now."""
     compile_fx.inductor_metrics_log.setLevel(logging.INFO)  # else it does not count
     compile_fx.inductor_metrics_log.propagate = False

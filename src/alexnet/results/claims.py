@@ -100,7 +100,8 @@ SWEEP, EVALUATE = "python train.py sweep=claims/", "python evaluate.py run=<run>
 CLAIMS = [
     Claim(
         "C1", "ReLU learns several times faster than tanh (Fig. 1)", "6 × on CIFAR-10, to 25 % training error",
-        "no log", SWEEP + "relu_tanh", 6.0, activation, "relu", ("model.activation",), epochs_to_goal, True,
+        "no log", SWEEP + "relu_tanh", 6.0, activation, "relu", ("model.activation", "trainer.max_epochs"),
+        epochs_to_goal, True,
         tuned=("optimizer.lr",),
     ),
     Claim(

@@ -2,20 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from math import exp, isfinite
+from math import exp, isfinite, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from alexnet.results.claims import Claim
+from alexnet.results.claims import Claim, error
 from alexnet.results.kernels import conv1, selectivity
 from alexnet.results.runs import Run
 from alexnet.results.scoring import Z
 
 REPRODUCED, OPPOSITE, NOT_SHOWN, NOT_RUN, SHOWN = "reproduced", "the opposite", "not shown", "not run", "shown"
 # Options in which runs may differ and still be compared.
-FREE: tuple[str, ...] = ("seed", "run_folder", "resume", "callbacks", "logger", "parallel", "data.threads", "hydra")
+FREE: tuple[str, ...] = ("seed", "run_folder", "resume", "callbacks", "logger", "parallel", "data.threads")
 FREE = (*FREE, *(f"trainer.{name}" for name in ("devices", "accelerator", "num_nodes", "log_every_n_steps")))
 
 
@@ -83,25 +83,21 @@ def _comparison(claim: Claim, first: list[Run], second: list[Run], side: str) ->
     measure: Any = claim.measure
     a, b = [measure(run) for run in first], [measure(run) for run in second]
     n, place = f"{len(a)} + {len(b)}", where(first[0])
-    numbers = f"{_mean(a, claim.ratio)} and {_mean(b, claim.ratio)}"
+    numbers = f"{claim.reference} {_mean(a, claim.ratio)}, {side} {_mean(b, claim.ratio)}"
     what = f"{side} against {claim.reference}"
     if claim.ratio:
-        value = exp(np.mean(np.log(b)) - np.mean(np.log(a)))
-        interval = _interval(np.log(a), np.log(b))
-        return _judged(
-            claim, Finding(what, place, value, interval and (exp(interval[0]), exp(interval[1])), n, "", True, numbers)
-        )
-    interval = _interval(np.array(a), np.array(b)) or _over_pictures(first, second)
-    points = interval and (100 * interval[0], 100 * interval[1])
-    return _judged(claim, Finding(what, place, 100 * (np.mean(b) - np.mean(a)), points, n, "", False, numbers))
+        value, interval = exp(np.mean(np.log(b)) - np.mean(np.log(a))), _interval(np.log(a), np.log(b))
+        interval = interval and (exp(interval[0]), exp(interval[1]))
+    else:
+        value, interval = 100 * float(np.mean(b) - np.mean(a)), _interval(100 * np.array(a), 100 * np.array(b))
+        if measure is error and len(a) == len(b) == 1:
+            interval = _over_pictures(first[0], second[0])
+    verdict = judged(interval, 1.0 if claim.ratio else 0.0, claim.better)
+    return Finding(what, place, value, interval, n, verdict, claim.ratio, numbers)
 
 
 def _mean(values: list[float], ratio: bool) -> str:
-    return f"{np.mean(values):.1f}" if ratio else f"{100 * np.mean(values):.2f} %"
-
-
-def _judged(claim: Claim, finding: Finding) -> Finding:
-    return finding._replace(verdict=judged(finding.interval, 1.0 if finding.ratio else 0.0, claim.better))
+    return f"{np.mean(values):.1f} epochs" if ratio else f"{100 * np.mean(values):.2f} %"
 
 
 def judged(interval: tuple[float, float] | None, none: float, better: int = 1) -> str:
@@ -119,16 +115,14 @@ def _interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float] | None:
     return (float(low), float(high)) if isfinite(low) and isfinite(high) else None
 
 
-def _over_pictures(first: list[Run], second: list[Run]) -> tuple[float, float] | None:
-    """For one run a side: the interval of the difference of two shares of the validation pictures."""
-    shares = []
-    for run in (first[0], second[0]):
-        error, count = run.final("val/top1_error"), run.result["val_counts"].get("pictures")
-        if error is None or not count or len(first) + len(second) > 2:
-            return None
-        shares.append((error, error * (1 - error) / count))
-    half = Z * (shares[0][1] + shares[1][1]) ** 0.5
-    return shares[1][0] - shares[0][0] - half, shares[1][0] - shares[0][0] + half
+def _over_pictures(first: Run, second: Run) -> tuple[float, float] | None:
+    """For one run a side: of the difference of two shares of the validation pictures, in points."""
+    a, b = error(first) or 0.0, error(second) or 0.0
+    counts = [run.result["val_counts"].get("pictures") for run in (first, second)]
+    if None in counts:
+        return None
+    half = Z * sqrt(a * (1 - a) / counts[0] + b * (1 - b) / counts[1])
+    return 100 * (b - a - half), 100 * (b - a + half)
 
 
 def over_runs(gains: Sequence[float]) -> tuple[float, float] | None:
@@ -158,18 +152,11 @@ def views(runs: list[Run]) -> list[Finding]:
         interval = over_runs(gains)
         if len(same) == 1:
             interval = tuple(views[0]["ten views"]["top1_gain_interval"])
-        numbers = " and ".join(
-            f"{100 * np.mean([view[name]['top1_error'] for view in views]):.2f} %"
-            for name in ("centre crop", "ten views")
-        )
+        shares = [100 * np.mean([view[name]["top1_error"] for view in views]) for name in ("centre crop", "ten views")]
+        numbers = "centre {:.2f} %, ten views {:.2f} %".format(*shares)
         points = interval and (100 * interval[0], 100 * interval[1])
-        verdict = judged(points, 0.0)
-        place = where(same[0])
-        found.append(
-            Finding(
-                "centre against ten views", place, 100 * np.mean(gains), points, str(len(same)), verdict, False, numbers
-            )
-        )
+        gain, n, verdict = 100 * float(np.mean(gains)), str(len(same)), judged(points, 0.0)
+        found.append(Finding("centre against ten views", where(same[0]), gain, points, n, verdict, False, numbers))
     return found
 
 
@@ -200,22 +187,26 @@ def fall_2009(runs: list[Run]) -> list[Finding]:
 
 
 def towers(runs: list[Run]) -> list[Finding]:
-    """The difference of the towers' colour selectivity, over each run's kernels."""
-    found = []
+    """The colour selectivity of the less and the more colourful tower, and in how many runs they differ."""
+    groups: dict[Any, list[Run]] = defaultdict(list)
     for run in once(runs):
-        weight = conv1(run)
-        if weight is None:
-            continue
-        a, b = (selectivity(tower) for tower in weight.chunk(2))
-        low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-        differ = REPRODUCED if low > 0 or high < 0 else NOT_SHOWN
-        numbers = f"{a.mean():.2f} and {b.mean():.2f} (noise: 0.67)"
-        interval = (100 * float(low), 100 * float(high))
-        what = "colour selectivity of the towers, %"
-        place = f"{where(run)}, seed {run.seed}"
-        found.append(
-            Finding(what, place, 100 * (a.mean() - b.mean()), interval, str(len(weight)), differ, False, numbers)
-        )
+        if run.options.get("model.towers") == 2:
+            groups[alike(run, ())].append(run)
+    found = []
+    for same in groups.values():
+        pairs, differ = [], 0
+        for run in same:
+            if (weight := conv1(run)) is None:
+                continue
+            a, b = sorted((selectivity(tower) for tower in weight.chunk(2)), key=np.mean)
+            pairs.append((float(a.mean()), float(b.mean())))
+            differ += bool(stats.ttest_ind(a, b, equal_var=False).pvalue < 0.05)
+        if pairs:
+            low, high = np.mean(pairs, 0)
+            verdict = REPRODUCED if differ == len(pairs) else NOT_SHOWN
+            numbers = f"{low:.2f} and {high:.2f} (noise: 0.67), towers differ in {differ} of {len(pairs)} runs"
+            what = "colour selectivity of the two towers"
+            found.append(Finding(what, where(same[0]), None, None, str(len(pairs)), verdict, False, numbers))
     return found
 
 
@@ -223,8 +214,8 @@ def plateau(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     """{where: {initialiser: pictures until the loss left the plateau}} of runs that measured it; one that did not leave
     has its length, negative."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if "callbacks.plateau.stop" in run.options and run.options["callbacks.plateau.stop"]:
+    for run in once(runs):
+        if run.options.get("callbacks.plateau.stop"):
             seen = run.result["steps"] * run.options["data.batch_size"]
             found[where(run).split(",")[0]][run.options["model.init"]].append(run.final("train/plateau") or -seen)
     return found

@@ -77,7 +77,7 @@ def _findings(
 ) -> list[Finding]:
     if claim.number in ("C15", "C16"):
         there = shown if claim.number in pictures else None
-        return [Finding("picture below", findings.where(there), None, None, "1", SHOWN)] if there else []
+        return [Finding("picture", findings.where(there), None, None, "1", SHOWN, False, "below")] if there else []
     if claim.number == "C9":
         return findings.views(runs)
     if claim.number == "C10":
@@ -93,7 +93,7 @@ def _claims(rows: list[tuple[Claim, list[Finding]]]) -> list[page.Part]:
     best = [max((f.verdict for f in many), key=STRENGTH.index, default=NOT_RUN) for _, many in rows]
     parts: list[page.Part] = [page.Tally({v: best.count(v) for v in reversed(STRENGTH) if v in best})]
     parts += [page.Heading("The claims"), page.Claims(rows)]
-    points = [(c, f) for c, many in rows for f in many if f.value is not None and not f.ratio and c.number != "C14"]
+    points = [(c, f) for c, many in rows for f in many if f.value is not None and not f.ratio]
     if points:
         caption = "Differences of top-1 error with 95 % intervals; diamonds: the paper's."
         parts.append(page.Drawing("claims", figures.forest(points), caption))

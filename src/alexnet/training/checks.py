@@ -132,6 +132,8 @@ def _check_compile(parallel: DictConfig) -> None:
 
 
 def _check_net(cfg: DictConfig) -> None:
+    import torch
+
     from alexnet.training.checkpoints import read_checkpoint, weights_for
 
     net = instantiate(cfg.model)
@@ -140,6 +142,8 @@ def _check_net(cfg: DictConfig) -> None:
     form.check(net, world_size, cfg.trainer.precision)
     if cfg.optimizer.get("fused") and type(form) is not DataParallel:
         raise ValueError("optimizer.fused=true: torch has no fused step for spread parameters, leave it out")
+    if cfg.fused and not torch.cuda.is_available():
+        raise ValueError("fused=true needs a GPU: leave fused=false")
     if cfg.compile:
         _check_compile(cfg.parallel)
     if cfg.resume:

@@ -151,4 +151,4 @@ class Classifier(L.LightningModule):
             places = [position[parameter] for parameter in group["params"]]
             number |= dict(zip(saved["params"], places, strict=True))
             saved["params"] = places
-        state["state"] = {number[i]: value for i, value in state["state"].items()}
+        state["state"] = {number[i]: dict(value) for i, value in state["state"].items()}  # not the optimiser's own

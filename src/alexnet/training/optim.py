@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.sgd import sgd
 
 
 class SGD(torch.optim.Optimizer):
@@ -32,25 +34,41 @@ class SGD(torch.optim.Optimizer):
             self._update(group)
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        for p, state in self.state.items():
-            if state["velocity"].stride() != p.stride():  # the foreach kernels are fast on equal strides
-                state["velocity"] = torch.empty_like(p).copy_(state["velocity"])
-
     def _update(self, group: dict[str, Any]) -> None:
         weights = [p for p in group["params"] if p.grad is not None]
         for p in weights:  # also with ε = 0: torch's loading of spread checkpoints takes such a step to make the state
-            if "velocity" not in self.state[p]:
-                self.state[p]["velocity"] = torch.zeros_like(p)
+            velocity = self.state[p].get("velocity")
+            self.state[p]["velocity"] = torch.zeros_like(p) if velocity is None else _laid_out(velocity, p)
         if not weights or group["lr"] == 0:
             return
-        velocities = [self.state[p]["velocity"] for p in weights]
-        torch._foreach_mul_(velocities, group["momentum"])
-        if group["weight_decay"]:
-            torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * group["lr"])
-        torch._foreach_add_(velocities, [p.grad for p in weights], alpha=-group["lr"])
-        torch._foreach_add_(weights, velocities)
+        rate, momentum = group["lr"], group["momentum"]
+        # One pass over memory. torch's kernel has v ← momentum · v + (1 - dampening) · (decay · w - g), w ← w - lr · v,
+        # and without momentum no v.
+        sgd(
+            [_local(p) for p in weights],
+            [_local(_laid_out(p.grad, p)) for p in weights],
+            [_local(self.state[p]["velocity"]) for p in weights],
+            fused=True,
+            foreach=False,
+            maximize=True,
+            nesterov=False,
+            weight_decay=-group["weight_decay"],
+            momentum=momentum,
+            dampening=1 - rate,
+            lr=-1.0 if momentum else -rate,
+        )
+
+
+def _laid_out(x: Any, like: Tensor) -> Tensor:
+    """`x` in the memory layout of `like`, on which the fused kernel relies."""
+    if isinstance(like, DTensor):
+        x = x.redistribute(placements=like.placements)
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+
+
+def _local(x: Tensor) -> Tensor:
+    """This device's part of a tensor that is spread over several."""
+    return x.to_local() if isinstance(x, DTensor) else x
 
 
 def sgd_2012(

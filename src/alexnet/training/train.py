@@ -75,6 +75,10 @@ def build(cfg: DictConfig) -> Run:
     if not cfg.resume and cfg.start.run:
         start_from(net, checkpoint_file(cfg.start.run, "last"), cfg.start.layers)
     net = net.to(memory_format=torch.channels_last)
+    if cfg.fused:
+        from alexnet.nets.fused import fuse  # Triton is not everywhere
+
+        fuse(net)
     if cfg.compile:
         net.compile(dynamic=False)  # in place, so that checkpoints keep their names
         data.augment.compile()

@@ -1,0 +1,41 @@
+"""Epochs over stores of 10,240 to 1,024,000 pictures; their shards are all the same file, so that they fit a memory."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from alexnet.benchmarks import Contestant
+from alexnet.benchmarks.loader import ours
+from alexnet.data.store import SHARD, Store
+from alexnet.data.write import Picture, Plan, write_store
+
+SIZE = 256
+EPOCHS = {10_240: 10, 102_400: 1, 1_024_000: 1}  # by pictures
+
+
+def contestants(cfg: DictConfig) -> list[Contestant]:
+    stores = {count: repeated(Path(f"outputs/benchmark/repeated{count}"), count) for count in EPOCHS}
+    return [Contestant(f"{n:,} pictures", partial(ours, store, 1, EPOCHS[n])) for n, store in stores.items()]
+
+
+def repeated(folder: Path, count: int) -> Store:
+    """A store whose shards are all the same file."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_store(folder, Plan(SIZE, ["noise"], {"train": SHARD, "val": 1}, _noise, {"benchmark": "noise"}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    split = manifest["splits"]["train"]
+    split |= {"count": count, "shards": split["shards"][:1] * (count // SHARD)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    np.save(folder / "train-labels.npy", np.zeros(count, np.int64))
+    return Store(folder)
+
+
+def _noise(split: str, rows: range) -> Iterator[Picture]:
+    for i in rows:
+        pixels = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+        yield Picture(pixels.tobytes(), pixels, 0, str(i))

@@ -1,0 +1,179 @@
+"""ReLU, cross-map norm and overlapping max-pool of a stage as one Triton kernel each way, for CUDA.
+
+A convolution's output is read once forward and once back. Kept for backward are itself and, for each output, which
+pixel of its window was the largest. That is about 7 bytes of traffic an element in bfloat16; compiled, 41.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from alexnet.nets.layers import LocalResponseNorm
+
+
+class FusedStage(nn.Sequential):
+    """ReLU, `norm` and `pool`: layer by layer on a CPU, one kernel each way on a GPU.
+
+    Shape: (n, channels, height, width) in channels-last memory.
+    """
+
+    def __init__(self, norm: LocalResponseNorm, pool: nn.MaxPool2d):
+        super().__init__()
+        self.relu, self.norm, self.pool = nn.ReLU(), norm, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused(self.norm, self.pool, x) if x.is_cuda else super().forward(x)
+
+
+def fused(norm: LocalResponseNorm, pool: nn.MaxPool2d, x: Tensor) -> Tensor:
+    sizes: Any = [norm.groups, norm.size, pool.kernel_size, pool.stride]
+    return relu_norm_pool(x, sizes, norm.alpha / norm.size, norm.k)[0]
+
+
+def fuse(net: nn.Module) -> None:
+    """Puts a `FusedStage` in place of every ReLU, norm and pool that follow one another. No parameter is concerned."""
+    layers = list(net.named_children())
+    for (first, relu), (second, norm), (third, pool) in zip(layers, layers[1:], layers[2:], strict=False):
+        if (type(relu), type(norm), type(pool)) == (nn.ReLU, LocalResponseNorm, nn.MaxPool2d):
+            net.set_submodule(first, FusedStage(norm, pool))  # type: ignore[arg-type]
+            net.set_submodule(second, nn.Identity())
+            net.set_submodule(third, nn.Identity())
+
+
+@torch.library.custom_op("alexnet::relu_norm_pool", mutates_args=())
+def relu_norm_pool(x: Tensor, sizes: list[int], scale: float, k: float) -> tuple[Tensor, Tensor]:
+    """The stage's output, and the place of each maximum in its window, uint8. `sizes`: towers, channels of a norm's
+    window, pixels of a pool's window and its stride."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    out, places = _outputs(x, sizes)
+    _launch(_forward, out, sizes, x, out, places, scale, k, x.shape, out.shape)
+    return out, places
+
+
+@relu_norm_pool.register_fake
+def _outputs(x: Tensor, sizes: list[int], *_) -> tuple[Tensor, Tensor]:
+    height, width = (-(-(side - sizes[2]) // sizes[3]) + 1 for side in x.shape[2:])  # rounded up
+    shape = (*x.shape[:2], height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return out, torch.empty_like(out, dtype=torch.uint8)
+
+
+@torch.library.custom_op("alexnet::relu_norm_pool_backward", mutates_args=())
+def _gradient(grad: Tensor, x: Tensor, places: Tensor, sizes: list[int], scale: float, k: float) -> Tensor:
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    dx = torch.empty_like(x)
+    _launch(_backward, dx, sizes, grad, x, places, dx, scale, k, x.shape, places.shape)
+    return dx
+
+
+@_gradient.register_fake
+def _(grad: Tensor, x: Tensor, *_) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, *ctx.rest = inputs
+    ctx.save_for_backward(x, output[1])
+
+
+def _back(ctx, grad: Tensor, _):
+    x, places = ctx.saved_tensors
+    return _gradient(grad, x, places, *ctx.rest), None, None, None
+
+
+relu_norm_pool.register_autograd(_back, setup_context=_setup)
+
+
+def _launch(kernel, made: Tensor, sizes: list[int], *args) -> None:
+    """A program for each 32 pixels of a tower of what is made."""
+    *tensors, scale, k, shape, pooled = args
+    towers, size, window, stride = sizes
+    pixels, channels = made.numel() // made.shape[1], made.shape[1] // towers
+    block = triton.next_power_of_2(channels)
+    kernel[(triton.cdiv(pixels, 32), towers)](
+        *tensors, scale, k, pixels, *shape[1:], *pooled[2:],
+        CHANNELS=channels, BLOCK=block, PIXELS=32, HALF=size // 2, WINDOW=window, STRIDE=stride,
+    )  # fmt: skip
+
+
+@triton.jit
+def _load(x, place, c, inside, CHANNELS: tl.constexpr):
+    """relu(x) in float32; 0 outside of the tower."""
+    here = inside & (c >= 0) & (c < CHANNELS)
+    return tl.maximum(tl.load(x + place + c, mask=here, other=0.0).to(tl.float32), 0.0)
+
+
+@triton.jit
+def _denominator(x, place, c, inside, scale, k, HALF: tl.constexpr, CHANNELS: tl.constexpr):
+    total = tl.zeros_like(_load(x, place, c, inside, CHANNELS))
+    for shift in tl.static_range(-HALF, HALF + 1):
+        value = _load(x, place, c + shift, inside, CHANNELS)
+        total += value * value
+    return k + scale * total
+
+
+@triton.jit
+def _forward(
+    x, out, places, scale, k, pixels, C, H, W, PH, PW,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+    HALF: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    c = tl.arange(0, BLOCK)[None, :]
+    tower = tl.program_id(1) * CHANNELS
+    n, ph, pw = p // (PH * PW), p // PW % PH, p % PW
+    best = tl.full((PIXELS, BLOCK), -1.0, tl.float32)
+    which = tl.zeros((PIXELS, BLOCK), tl.uint8)
+    for i in tl.static_range(WINDOW):
+        for j in tl.static_range(WINDOW):
+            h, w = ph * STRIDE + i, pw * STRIDE + j
+            inside = (p < pixels) & (h < H) & (w < W)
+            place = ((n * H + h) * W + w) * C + tower
+            r = tl.rsqrt(_denominator(x, place, c, inside, scale, k, HALF, CHANNELS))
+            y = _load(x, place, c, inside, CHANNELS) * r * tl.sqrt(r)
+            better = inside & (y > best)
+            best = tl.where(better, y, best)
+            which = tl.where(better, tl.full((1, 1), i * WINDOW + j, tl.uint8), which)
+    here = (p < pixels) & (c < CHANNELS)
+    tl.store(out + p * C + tower + c, best.to(out.dtype.element_ty), mask=here)
+    tl.store(places + p * C + tower + c, which, mask=here)
+
+
+@triton.jit
+def _backward(
+    grad, x, places, dx, scale, k, pixels, C, H, W, PH, PW,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+    HALF: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    c = tl.arange(0, BLOCK)[None, :]
+    tower = tl.program_id(1) * CHANNELS
+    n, h, w = p // (H * W), p // W % H, p % W
+    place = p * C + tower
+    inside = p < pixels
+    value = _load(x, place, c, inside, CHANNELS)
+    direct = tl.zeros((PIXELS, BLOCK), tl.float32)  # g · d^-¾ of this channel
+    window = tl.zeros((PIXELS, BLOCK), tl.float32)  # Σ g · x · d^-7/4 of its neighbours
+    for shift in tl.static_range(-HALF, HALF + 1):
+        near = c + shift
+        g = tl.zeros((PIXELS, BLOCK), tl.float32)
+        for a in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):  # the windows in which this pixel lies
+            for b in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):
+                ph, pw = h // STRIDE - a, w // STRIDE - b
+                i, j = h - ph * STRIDE, w - pw * STRIDE
+                there = inside & (ph >= 0) & (ph < PH) & (i < WINDOW) & (pw >= 0) & (pw < PW) & (j < WINDOW)
+                there &= (near >= 0) & (near < CHANNELS)
+                q = ((n * PH + ph) * PW + pw) * C + tower + near
+                chosen = tl.load(places + q, mask=there, other=255).to(tl.int64) == i * WINDOW + j
+                g += tl.load(grad + q, mask=there & chosen, other=0.0).to(tl.float32)
+        d = _denominator(x, place, near, inside, scale, k, HALF, CHANNELS)
+        r = tl.rsqrt(d)
+        scaled = g * r * tl.sqrt(r)
+        if shift == 0:
+            direct = scaled
+        window += scaled * _load(x, place, near, inside, CHANNELS) / d
+    result = tl.where(value > 0, direct - 1.5 * scale * value * window, 0.0)
+    tl.store(dx + place + c, result.to(dx.dtype.element_ty), mask=inside & (c < CHANNELS))

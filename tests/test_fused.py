@@ -1,0 +1,57 @@
+"""The fused stage against ReLU, norm and pool one by one: on a GPU, else in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="it is the interpreter's own run")
+@pytest.mark.skipif(DEVICE == "cuda", reason="the kernels run on the GPU")
+def test_in_the_interpreter():
+    """In a process of its own: Triton decides when it is imported whether to interpret."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", __file__]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(DEVICE == "cpu" and "TRITON_INTERPRET" not in os.environ, reason="needs a GPU or the interpreter")
+@pytest.mark.parametrize("height, width", [(7, 9), (8, 6)])
+@pytest.mark.parametrize("groups, size", [(1, 5), (2, 5), (2, 3)])
+def test_fused_equals_one_by_one(height, width, groups, size):
+    from alexnet.nets.fused import fused
+    from alexnet.nets.layers import LocalResponseNorm
+
+    torch.manual_seed(0)
+    norm, pool = LocalResponseNorm(size, alpha=1e-2, groups=groups), nn.MaxPool2d(3, 2, ceil_mode=True)
+    x = (torch.randn(2, 12, height, width, device=DEVICE) * 30).to(memory_format=torch.channels_last).requires_grad_()
+    expected, actual = pool(norm(x.relu())), fused(norm, pool, x)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, x, grad)[0], torch.autograd.grad(expected, x, grad)[0], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_a_fused_compiled_net_in_bfloat16():
+    from alexnet.nets.alexnet import AlexNet
+    from alexnet.nets.fused import fuse
+
+    torch.manual_seed(0)
+    net = AlexNet(num_classes=10, width=0.25).to(DEVICE, memory_format=torch.channels_last).eval()
+    x = torch.randn(4, 3, 224, 224, device=DEVICE) * 50
+    expected = net(x)
+    names = list(net.state_dict())
+    fuse(net)
+    net.compile(dynamic=False)
+    assert list(net.state_dict()) == names
+    with torch.autocast(DEVICE, torch.bfloat16):
+        actual = net(x)
+    torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.05 * expected.abs().max().item())
