@@ -61,24 +61,28 @@ class Augment:
         self.convention, self.scale = convention, scale
 
     def compile(self) -> None:
-        """Compiles the work on training pictures into a few kernels."""
-        self._varied = torch.compile(self._varied, dynamic=False)  # type: ignore[method-assign]
+        """Compiles the work on training pictures: a kernel for the draws and one for the pixels. For GPUs; a CPU's
+        compiler makes scalar loops of it."""
+        for name in ("_drawn", "_varied"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
 
     def train(self, pictures: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
         self._to(pictures.device)
-        return self._varied(pictures, keyed.keys(self.seed, epoch, ids))
+        return self._varied(pictures, *self._drawn(keyed.keys(self.seed, epoch, ids)))
 
-    def _varied(self, pictures: Tensor, keys: Tensor) -> Tensor:
+    def _drawn(self, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Each crop's corner, whether it is mirrored, and what is added to its colours, (n, 3)."""
         draws = keyed.uniform(keys, 0, 9)
         offsets = (draws[:, :2] * (self.border + 1)).long()
         if not self.random_crop:
             offsets.fill_(self.border // 2)
         mirrored = draws[:, 2] < 0.5 if self.mirror else None
-        x = self._centered(pictures, offsets[:, 0], offsets[:, 1], mirrored)
-        shift = self.color_noise * normal(draws[:, 3:]) @ self.color
-        x += shift[:, None, None, :]
-        return self._finish(x, 1 / (1 + self.color_noise) if self.convention == "source" else 1.0)
+        return offsets[:, 0], offsets[:, 1], mirrored, self.color_noise * normal(draws[:, 3:]) @ self.color
+
+    def _varied(self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None, shift: Tensor) -> Tensor:
+        patches = self._centered(pictures, y, x, mirrored).add_(shift[:, None, None, :])
+        return self._finish(patches, 1 / (1 + self.color_noise) if self.convention == "source" else 1.0)
 
     def center(self, pictures: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to its centre crops, (n, 3, crop, crop) float32."""
