@@ -3,7 +3,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from alexnet.data.store import Store
 from alexnet.data.write import Picture, Plan, write_store
 
 ROOT = Path(__file__).parent.parent
+ACCELERATOR = os.environ.get("ACCELERATOR", "cpu")  # gpu: the forms on NCCL, as far as there are GPUs
+ON = f"trainer.accelerator={ACCELERATOR}"
 
 
 def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -36,6 +38,21 @@ def here(monkeypatch):
 
 def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
+
+
+def need(devices: int) -> None:
+    import torch
+
+    if ACCELERATOR == "gpu" and torch.cuda.device_count() < devices:
+        pytest.skip(f"needs {devices} GPUs")
+
+
+def run_facts(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def losses(folder: Path) -> list[float]:
+    return [event.value for event in board(folder).Scalars("train/loss")]
 
 
 def board(folder: Path) -> EventAccumulator:
@@ -75,3 +92,31 @@ def small(small_store) -> list[str]:
         *("model=alexnet", "model.width=0.125", "model.init=kaiming", "augment.crop=67", "augment.scale=0.016"),
         *("data=store", f"data.folder={small_store.folder}", "data.batch_size=8", "trainer.log_every_n_steps=1"),
     ]
+
+
+FORMS = {
+    "one": ["trainer.devices=1"],
+    "two": ["trainer.devices=2"],
+    "three": ["trainer.devices=3"],
+    "fsdp": ["trainer.devices=2", "parallel=fsdp"],
+    "towers": ["trainer.devices=2", "parallel=towers"],
+    "hybrid": ["trainer.devices=2", "parallel=hybrid"],
+    "two pairs of towers": ["trainer.devices=4", "parallel=towers"],
+}
+
+
+@pytest.fixture(scope="session")
+def by_form(small, tmp_path_factory) -> Callable[[str], Path]:
+    """Folders of the same eight steps, dropout and all, in each form."""
+    folders: dict[str, Path] = {}
+
+    def folder(form: str) -> Path:
+        if form not in folders:
+            need(int(FORMS[form][0].split("=")[1]))
+            folders[form] = tmp_path_factory.mktemp("forms") / "run"
+            options = ["data.batch_size=12", "trainer.max_epochs=2", ON]
+            done = run("train.py", *small, *options, *FORMS[form], f"hydra.run.dir={folders[form]}")
+            assert done.returncode == 0, done.stderr
+        return folders[form]
+
+    return folder

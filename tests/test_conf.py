@@ -10,7 +10,11 @@ from omegaconf import OmegaConf
 import alexnet.entry  # noqa: F401  (registers the resolvers)
 
 CONF = ROOT / "conf"
-CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name != "recipe"]
+CHOICES = [
+    (file.parent.name, file.stem)
+    for file in sorted(CONF.glob("*/*.yaml"))
+    if file.parent.name not in ("recipe", "experiment")
+]
 
 
 @pytest.mark.parametrize("group, choice", CHOICES)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -207,3 +208,41 @@ def test_owt_takes_torchvisions_weights():
 def test_wrong_values_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AlexNet(width=0.05, num_classes=3, **wrong)
+
+
+@pytest.mark.parametrize("init", ["source_2012", "paper_text", "caffe", "kaiming"])
+def test_first_activations_have_the_scale_of_the_initial_weights(init):
+    """Before its bias, a layer's outputs have σ · √(fan-in · mean square of the inputs), layer by layer."""
+    torch.manual_seed(0)
+    net = AlexNet(num_classes=100, crop=131, init=init).eval()
+    stds = {"source_2012": (0.01, 0.01, 0.03, 0.03, 0.03, 0.01), "paper_text": (0.01,) * 6}
+    stds |= {"caffe": (0.01,) * 5 + (0.005,), "kaiming": (None,) * 6}
+    inputs: dict[str, torch.Tensor] = {}
+    layers = {name: module for name, module in net.named_children() if name[:-1] in ("conv", "fc")}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda module, given, name=name: inputs.update({name: given[0]}))
+    with torch.no_grad():
+        logits = net(60 * torch.randn(8, 3, 131, 131))
+        for (name, layer), std in zip(list(layers.items())[:6], stds[init], strict=True):
+            x, fan_in = inputs[name].double(), layer.weight[0].numel()
+            std = std or (2 / fan_in) ** 0.5
+            if name == "fc6":
+                before, square = F.linear(x, layer.weight.double()), (x**2).mean()
+            else:  # borders see zeros: the mean over windows, by a convolution with ones
+                before = F.conv2d(x, layer.weight.double(), None, layer.stride, layer.padding, 1, layer.groups)
+                side = layer.kernel_size[0]
+                seen = F.avg_pool2d((x**2).mean(1, keepdim=True), side, layer.stride, layer.padding)
+                square = seen.mean()
+            assert before.std() == pytest.approx(std * (fan_in * float(square)) ** 0.5, rel=0.15), name
+    assert torch.isfinite(logits).all()
+
+
+def test_the_papers_text_begins_with_less_signal_than_its_source():
+    """What depends on the picture in the logits: σ = 0.01 in conv3 to conv5 leaves a 27th of it, or less."""
+    signal = {}
+    for init in ("source_2012", "paper_text"):
+        torch.manual_seed(0)
+        net = AlexNet(num_classes=100, crop=131, init=init).eval()
+        with torch.no_grad():
+            signal[init] = float(net(60 * torch.randn(16, 3, 131, 131)).std(0).mean())
+    assert signal["source_2012"] / signal["paper_text"] > 15

@@ -6,7 +6,7 @@ import torch
 
 from alexnet.training.metrics import Errors
 from alexnet.training.optim import SGD, sgd_2012
-from alexnet.training.schedules import drops, linear
+from alexnet.training.schedules import drops, linear, recorded
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
@@ -64,11 +64,11 @@ def rates(schedule, epochs: int, errors=None) -> list[float]:
 
 def test_schedules():
     rule = {"patience": 1, "drops": 3, "factor": 0.1, "threshold": 0.01}
-    recorded = rates(lambda o, n: drops(o, n, epochs=[25, 51, 79], **rule), 91)
+    recorded = rates(lambda o, n: drops(o, n, 1, epochs=[25, 51, 79], **rule), 91)
     assert [round(-np.log10(r)) for r in recorded] == [0] * 25 + [1] * 26 + [2] * 28 + [3] * 12
-    stalled = rates(lambda o, n: drops(o, n, epochs=None, **rule), 12, [0.5] * 12)
+    stalled = rates(lambda o, n: drops(o, n, 1, epochs=None, **rule), 12, [0.5] * 12)
     assert stalled == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001, 0.001, 0.001])
-    assert rates(lambda o, n: linear(o, n, warmup=0.2), 10)[:3] == [0.5, 1.0, 1.0]
+    assert rates(lambda o, n: linear(o, n, 1, warmup=0.2), 10)[:3] == [0.5, 1.0, 1.0]
 
 
 def test_errors_against_counting():
@@ -102,3 +102,22 @@ def test_update_rule_in_any_layout():
             optimizer.state[p]["velocity"] = optimizer.state[p]["velocity"].contiguous()
         ends.append(p.detach())
     torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def test_shapes_of_the_rates():
+    def at(entry: dict, step: int) -> float:
+        optimizer = SGD([{"name": "weights", "params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0, 0.9, 0.0)
+        scheduler = recorded(optimizer, 1000, 10, rates={"weights": entry})["scheduler"]
+        return scheduler.lr_lambdas[0](step)
+
+    ends = {"first": 0.02, "last": 5e-6}
+    for step in (0, 1, 499, 999):
+        p = step / 1000
+        assert at({"shape": "linear", **ends}, step) == pytest.approx(0.02 * (1 - p) + 5e-6 * p)
+        pow_ = np.log(5e-6) / np.log(0.02) - 1  # ExpLRS of src/lr.cu
+        assert at({"shape": "exp", **ends}, step) == pytest.approx(0.02 ** (1 + p * pow_))
+    assert [at({"shape": "dexp", "steps": 3, **ends}, step) for step in (333, 334, 666, 667)] == pytest.approx(
+        [0.02, np.sqrt(0.02 * 5e-6), np.sqrt(0.02 * 5e-6), 5e-6]
+    )
+    with pytest.raises(ValueError, match="conv9.weights: name these layers in optimizer.apart"):
+        recorded(SGD([{"name": "weights", "params": []}], 1.0, 0.9, 0.0), 1, 1, rates={"conv9.weights": [[0, 1]]})

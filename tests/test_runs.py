@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import board, result, run
+from conftest import FORMS, ON, board, losses, result, run
 
 from alexnet.nets.alexnet import AlexNet
 from alexnet.nets.cifar import CifarConv4
@@ -70,43 +69,45 @@ def test_diverging_ends_with_the_remedy(here, small, tmp_path, capfd):
     assert "training has diverged; lower optimizer.lr" in capfd.readouterr().err
 
 
-FORMS = {
-    "one": ["trainer.devices=1"],
-    "two": ["trainer.devices=2"],
-    "three": ["trainer.devices=3"],
-    "towers": ["trainer.devices=2", "parallel=towers"],
-    "hybrid": ["trainer.devices=2", "parallel=hybrid"],
-    "two pairs of towers": ["trainer.devices=4", "parallel=towers"],
-}
-
-
-@pytest.fixture(scope="session")
-def by_form(small, tmp_path_factory) -> Callable[[str], Path]:
-    """Folders of the same eight steps, dropout and all, in each form."""
-    folders: dict[str, Path] = {}
-
-    def folder(form: str) -> Path:
-        if form not in folders:
-            folders[form] = tmp_path_factory.mktemp("forms") / "run"
-            options = ["data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
-            done = run("train.py", *small, *options, *FORMS[form], f"hydra.run.dir={folders[form]}")
-            assert done.returncode == 0, done.stderr
-        return folders[form]
-
-    return folder
+ACCUMULATING = ("two", "fsdp", "towers", "two pairs of towers")
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "one"])
 def test_every_form_trains_the_same(by_form, form):
     alone, together = by_form("one"), by_form(form)
-    losses = [[event.value for event in board(folder).Scalars("train/loss")] for folder in (alone, together)]
-    assert len(losses[0]) == 8
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert len(losses(alone)) == 8
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
     assert result(together)["val_counts"] == result(alone)["val_counts"]
     assert result(alone)["val_counts"]["pictures"] == 1003
     spread = weights(together)
     for name, value in weights(alone).items():
         torch.testing.assert_close(spread[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("form", ["one", "hybrid", *(pytest.param(f, marks=pytest.mark.long) for f in ACCUMULATING)])
+def test_two_accumulated_halves_are_one_batch(form, by_form, small, tmp_path):
+    halves = ["data.batch_size=6", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2"]
+    done = run("train.py", *small, *halves, *FORMS[form], ON, f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path)["steps"] == 8
+    for name, value in weights(by_form("one")).items():
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("form", ["hybrid", *(pytest.param(f, marks=pytest.mark.long) for f in ACCUMULATING)])
+@pytest.mark.parametrize("algorithm", ["norm", pytest.param("value", marks=pytest.mark.long)])
+def test_bfloat16_and_clipping_in_every_form(form, algorithm, by_form, small, tmp_path):
+    """Losses stay near those of float32, which nothing clips at these limits."""
+    options = [
+        "data.batch_size=12",
+        "trainer.max_epochs=2",
+        "trainer.precision=bf16-mixed",
+        ON,
+    ]
+    clip = ["trainer.gradient_clip_val=1000", f"trainer.gradient_clip_algorithm={algorithm}"]
+    done = run("train.py", *small, *options, *clip, *FORMS[form], f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == pytest.approx(losses(by_form("one")), rel=0.05)
 
 
 def test_processes_share_one_folder(by_form):
@@ -129,12 +130,12 @@ def test_a_run_goes_on_in_another_form(finished, here, tmp_path):
 @pytest.mark.parametrize(
     "form, net, devices, precision, said",
     [
-        (Towers(2), AlexNet(width=0.1), 3, "32-true", "devices in groups of 2, but there are 3"),
-        (Towers(2), AlexNet(width=0.1, towers=1), 2, "32-true", "needs a network of 2 towers"),
-        (Towers(2), AlexNet(width=0.1, communicate=False), 2, "32-true", "towers that communicate"),
-        (Towers(2), AlexNet(width=0.1), 2, "16-mixed", "take bf16-mixed"),
-        (Hybrid(3), AlexNet(width=0.1), 3, "32-true", "fc6 has 410 units, which do not divide by 3"),
-        (Hybrid(2), CifarConv4(), 2, "32-true", "needs an AlexNet"),
+        (Towers(2, 60), AlexNet(width=0.1), 3, "32-true", "devices in groups of 2, but there are 3"),
+        (Towers(2, 60), AlexNet(width=0.1, towers=1), 2, "32-true", "needs a network of 2 towers"),
+        (Towers(2, 60), AlexNet(width=0.1, communicate=False), 2, "32-true", "towers that communicate"),
+        (Towers(2, 60), AlexNet(width=0.1), 2, "16-mixed", "take bf16-mixed"),
+        (Hybrid(3, 60), AlexNet(width=0.1), 3, "32-true", "fc6 has 410 units, which do not divide by 3"),
+        (Hybrid(2, 60), CifarConv4(), 2, "32-true", "needs an AlexNet"),
     ],
 )
 def test_what_can_not_be_spread_is_refused(form, net, devices, precision, said):

@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from alexnet.data.decode import decode
+from alexnet.data.names import readable_names
 from alexnet.data.prepare import prepare_store
 from alexnet.data.sources import open_source
 
-CLASSES = ["n01440764", "n01443537", "n01484850"]
+WORDS = {"n01440764": "tench", "n01443537": "goldfish", "n01484850": "great white shark"}
+CLASSES = list(WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,8 @@ def devkit(root: Path, made: Path) -> None:
 
     flat_val(root, made, "readme.txt:")
     own = {c: 3 - i for i, c in enumerate(CLASSES)}
-    synsets = np.array([(own[c], c) for c in reversed(CLASSES)], [("ILSVRC2012_ID", "i4"), ("WNID", "U9")])
+    rows = [(own[c], c, f"{WORDS[c]}, {c}") for c in reversed(CLASSES)]
+    synsets = np.array(rows, [("ILSVRC2012_ID", "i4"), ("WNID", "U9"), ("words", "O")])
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets})
     truth = "".join(f"{own[f.parent.name]}\n" for f in sorted(of(root, "val"), key=lambda f: f.name))
@@ -155,9 +158,36 @@ def test_every_form_gives_the_same_store(form, folders, tmp_path):
     actual = prepare_store(str(made), str(tmp_path / "actual"), 48)
     assert actual.classes == expected.classes == CLASSES
     for file in sorted(expected.folder.iterdir()):
-        if file.name != "manifest.json":
+        if file.name not in ("manifest.json", "contact-sheet.jpg"):  # the devkit names the classes
             assert (actual.folder / file.name).read_bytes() == file.read_bytes(), file.name
     assert actual.manifest["splits"] == expected.manifest["splits"]
+
+
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("LOC_synset_mapping.txt", "{} {}, and more"),
+        ("words.txt", "{}\t{}, and more"),
+        ("classes.tsv", "7\t{}\t{}"),
+        ("ILSVRC2012_devkit_t12.tar.gz", ""),
+        ("none", ""),
+    ],
+)
+def test_readable_names(name, line, folders, tmp_path):
+    if name.endswith("gz"):
+        devkit(folders, tmp_path)
+    elif line:
+        (tmp_path / name).write_text("".join(line.format(*row) + "\n" for row in WORDS.items()))
+    expected = CLASSES if name == "none" else list(WORDS.values())
+    assert readable_names(CLASSES, tmp_path) == expected
+    assert readable_names(["cat", "n01440764"], tmp_path) == ["cat", "n01440764"]
+
+
+def test_names_of_all_of_ilsvrc(tmp_path):
+    """In the order of the sorted ids: tench, tabby and toilet tissue are n01440764, n02123045 and n15075141."""
+    ids = ["n01440764", *(f"n02{i:06d}" for i in range(998)), "n15075141"]
+    names = readable_names(ids, tmp_path)
+    assert (names[0], names[281], names[-1]) == ("tench", "tabby", "toilet tissue")
 
 
 def test_cifar_batches(tmp_path):

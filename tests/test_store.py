@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import pytest
 from conftest import ROOT, run, store_of
 from PIL import Image
 
+from alexnet.benchmarks.pictures import photographs
+from alexnet.data.decode import decode
 from alexnet.data.loader import Order
 from alexnet.data.prepare import prepare_store
 from alexnet.data.store import Store
@@ -63,6 +67,17 @@ def test_class_folders_to_pillows_pixels(folders, tmp_path):
     np.testing.assert_allclose(store.mean, out.mean(0, dtype=np.float64), rtol=1e-6)
     covariance = store.color_vectors * store.color_std.astype(np.float64) ** 2 @ store.color_vectors.T
     np.testing.assert_allclose(covariance, np.cov(pixels.T, bias=True), rtol=1e-4, atol=1e-3)
+
+
+def test_photographs_come_out_as_pillows(small_store, tmp_path):
+    photographs(small_store, 8, tmp_path / "made")
+    for i, file in enumerate(sorted((tmp_path / "made").glob("*/*/*.jpg"))):
+        size = [(500, 375), (375, 500), (400, 281), (1024, 768), (256, 300)][i % 5]
+        Image.open(file).resize(size, Image.Resampling.BICUBIC).save(file, quality=92, subsampling=i % 3)
+        actual = decode(file.read_bytes(), 256, "bicubic", exif=False)
+        assert isinstance(actual, np.ndarray)
+        difference = np.abs(actual.astype(int) - reference(file, 256))
+        assert difference.max() <= 1 and difference.mean() <= 0.05, (size, difference.max(), difference.mean())
 
 
 def test_parquet(tmp_path):
@@ -143,28 +158,31 @@ def test_labels_outside_the_classes_make_no_store(tmp_path):
 
 
 def test_a_killed_prepare_goes_on_to_the_same_bytes(tmp_path):
-    """Shards are interrupted at random moments by SIGKILL; the end is the uninterrupted store, byte for byte."""
+    """By SIGKILL at random moments, `KILLS=20 pytest -k killed` of them; resumed, each is the uninterrupted store, byte
+    for byte."""
     rng = np.random.default_rng(0)
     for i in range(700):
         folder = tmp_path / "pictures" / ("train" if i < 600 else "val") / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i}.jpg").write_bytes(encoded(rng, "RGB", (96, 80)))
-    source = f"source={tmp_path / 'pictures'}"
-    prepare_store(str(tmp_path / "pictures"), str(tmp_path / "whole"), 64)
-    command = [sys.executable, "prepare.py", source, f"folder={tmp_path / 'killed'}", "size=64"]
-    kills = 0
-    for delay in rng.uniform(0.0, 1.0, 3):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    source = str(tmp_path / "pictures")
+    begun = time.monotonic()
+    prepare_store(source, str(whole), 64)
+    lasts = time.monotonic() - begun
+    command = [sys.executable, "prepare.py", f"source={source}", f"folder={killed}", "size=64"]
+    wanted, kills = int(os.environ.get("KILLS", 3)), 0
+    while kills < wanted:
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        partial = tmp_path / "killed.partial"
-        while process.poll() is None and not (partial.exists() and any(partial.glob("*.bin"))):
-            time.sleep(0.01)
-        time.sleep(delay)
+        while process.poll() is None and not tmp_path.joinpath("killed.parts").exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, lasts))
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
-    assert kills
-    assert run(*command[1:]).returncode == 0
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert not list(tmp_path.glob("killed.*"))
+        kills += process.wait() == -signal.SIGKILL and not killed.exists()
+        prepare_store(source, str(killed), 64)
+        assert contents(killed) == contents(whole)
+        assert not list(tmp_path.glob("killed.*"))
+        shutil.rmtree(killed)
 
 
 @pytest.fixture

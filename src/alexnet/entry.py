@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+log = logging.getLogger(__name__)
 TRUSTED = ("alexnet.", "torch.", "lightning.")
 CONF = Path(__file__).parents[2] / "conf"
 MENDABLE = (ValueError, TypeError, OSError, InstantiationException)
@@ -22,7 +24,11 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def _run_folder(resume: str | None, fresh: str) -> str:
-    """The folder of the run that is resumed, if it is one; else a new one."""
+    """The folder of the run that is resumed, if it is one; else a new one. `auto` is the newest run without result."""
+    if resume == "auto":
+        begun = Path(fresh).parent.glob("*/config.yaml")
+        folders = (file.parent for file in begun if not (file.parent / "result.json").exists())
+        return str(max(folders, key=lambda folder: folder.name, default=fresh))
     return resume if resume and (Path(resume) / "config.yaml").is_file() else fresh
 
 
@@ -122,8 +128,23 @@ def read_run(folder: str | Path) -> DictConfig:
 
 
 def checkpoint_file(run: str | Path, name: str) -> Path:
-    """`best` or `last` of a run's folder. Raises FileNotFoundError if the run saved none."""
-    file = Path(run) / "checkpoints" / f"{name}.ckpt"
-    if not file.is_file():
-        raise FileNotFoundError(f"{run} has no checkpoints/{name}.ckpt: no epoch of that run ended")
-    return file
+    """`best` or `last` of a run's folder; `last` is the newest whole one. Raises FileNotFoundError if the run saved
+    none, ValueError if it is torn."""
+    names = ("last", "previous") if name == "last" else (name,)
+    files = [file for n in names if (file := Path(run) / "checkpoints" / f"{n}.ckpt").is_file()]
+    if not files:
+        raise FileNotFoundError(f"{run} has no checkpoints/{name}.ckpt: that run ended before it saved one")
+    whole = next((file for file in files if _is_whole(file)), None)
+    if whole is None:
+        raise ValueError(f"{' and '.join(map(str, files))} is no whole checkpoint")
+    if whole != files[0]:
+        log.warning("%s is torn: %s is the newest whole checkpoint", files[0], whole)
+    return whole
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as checkpoint:
+            return checkpoint.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -35,6 +36,8 @@ class ProcessLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+            raise HydraException("a sweep starts its processes by itself: leave torchrun out, or give SLURM --ntasks=1")
         before = signal.signal(signal.SIGTERM, _exit)
         try:
             jobs = [self._job(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
@@ -83,7 +86,7 @@ def _command(overrides: list[str], folder: Path) -> list[str]:
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     if (folder / "checkpoints" / "last.ckpt").is_file():
         return [sys.executable, sys.argv[0], f"resume='{quoted}'"]
-    return [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir='{quoted}'"]
+    return [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir='{quoted}'", "hydra.mode=RUN"]
 
 
 def _run(command: list[str]) -> int:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable
 from datetime import date
@@ -59,17 +60,25 @@ def run(cfg: DictConfig) -> None:
 
 
 def _rates(contestant: Contestant) -> tuple[float, float]:
-    """Pictures per second of all cores' computing, and per second of the clock."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    """Pictures per second of all cores' computing, of worker processes too, and per second of the clock."""
+    wall, cpu = time.perf_counter(), _computed()
     count = contestant.work()
-    return count / (time.process_time() - cpu), count / (time.perf_counter() - wall)
+    return count / (_computed() - cpu), count / (time.perf_counter() - wall)
+
+
+def _computed() -> float:
+    """Seconds of computing of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(who.ru_utime + who.ru_stime for who in used)
 
 
 def _print_rates(what: str, rates: dict[str, list[tuple[float, float]]], medians: dict[str, list[float]]) -> None:
-    table = Table("", "per CPU-second", "of the last", "per second", title=f"{what}: pictures, median of rounds")
+    columns = ("per CPU-second", "of the last", "per second", "16 cores would")
+    table = Table("", *columns, title=f"{what}: pictures, median of rounds")
     slowest = list(medians.values())[-1][0]
     for name, (cpu, wall) in medians.items():
-        table.add_row(name, f"{cpu:,.0f} ± {_spread(rates[name], 0):.0%}", f"{cpu / slowest:.2f} ×", f"{wall:,.0f}")
+        shown = f"{cpu:,.0f} ± {_spread(rates[name], 0):.0%}", f"{cpu / slowest:.2f} ×"
+        table.add_row(name, *shown, f"{wall:,.0f}", f"{16 * cpu:,.0f}")
     Console().print(table)
 
 

@@ -22,7 +22,7 @@ EPOCHS = {"raw": 20, "jpeg": 2}  # of ours a round, so that each lasts long enou
 
 
 def contestants(cfg: DictConfig) -> list[Contestant]:
-    """The peers run without worker processes, which only add to their computing."""
+    """The peers run with two worker processes, as people run them, and without, which computes less."""
     torch.set_num_threads(1)
     full = made(cfg)
     small = squares(full, full.with_name(full.name + "-256"))
@@ -34,8 +34,14 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
     ]
     return [
         *ours,
-        Contestant("ImageFolder, 256² JPEGs, RandomCrop, uint8", partial(_peer, small, [v2.RandomCrop(224)])),
-        Contestant("ImageFolder, full size, Resize + RandomCrop, float32", partial(_peer, full, usual())),
+        *(
+            Contestant(f"ImageFolder, {kind}, num_workers={workers}", partial(_peer, folder, transforms, workers))
+            for kind, folder, transforms in (
+                ("256² JPEGs, RandomCrop, uint8", small, [v2.RandomCrop(224)]),
+                ("full size, Resize + RandomCrop, float32", full, usual()),
+            )
+            for workers in (2, 0)
+        ),
     ]
 
 
@@ -45,9 +51,9 @@ def ours(store: Store, threads: int, epochs: int) -> int:
     return sum(_count(Loader(split, order, threads)) for _ in range(epochs))
 
 
-def _peer(folder: Path, transforms: list[torch.nn.Module]) -> int:
+def _peer(folder: Path, transforms: list[torch.nn.Module], workers: int) -> int:
     pictures = ImageFolder(str(folder / "train"), v2.Compose(transforms), loader=read)
-    return _count(DataLoader(pictures, BATCH, shuffle=True, drop_last=True))
+    return _count(DataLoader(pictures, BATCH, shuffle=True, drop_last=True, num_workers=workers))
 
 
 def read(path: str) -> torch.Tensor:

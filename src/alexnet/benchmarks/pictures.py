@@ -11,9 +11,9 @@ CLASSES = 4
 
 
 def photographs(store: Store, count: int, folder: Path) -> Path:
-    """`count` JPEGs of 500 × 375, quality 95, in `folder`/train/<class>/ and an eighth as many in val/; each shows four
+    """`count` JPEGs of 500 × 375, quality 95, in `folder`/train/<class>/ and a quarter as many in val/; each shows four
     of the store's pictures side by side, enlarged. Made unless they are there."""
-    for split, number in (("train", count), ("val", count // 8)):
+    for split, number in (("train", count), ("val", count // 4)):
         for i in range(number):
             file = folder / split / f"class{i % CLASSES}" / f"{i:06d}.jpg"
             if not file.exists():

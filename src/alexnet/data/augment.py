@@ -1,6 +1,7 @@
 """What happens to pictures on the device: crop, mirror image, colour noise, mean subtraction and the ten views."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class Augment:
         random_crop: False takes the centre in training as well.
         mirror: half of the training pictures are mirrored.
         color_noise: the coefficient c; 0 turns it off.
+        color_noise_off: spans [from, to] of epochs in which c is 0; the authors turned it off with their late drops.
+        shared_by: so many pictures in a row share one crop and mirroring, 32 in 2012.
         convention: `source` adds c · Σ z·s·p per picture with s the standard deviations, divides by 1 + c in
             training, and subtracts the centre of the mean image from any crop. `paper` has the eigenvalues s² (on the
             0-1 scale, as everyone since) in place of s, no division, and the mean image cropped like the picture.
@@ -42,6 +45,8 @@ class Augment:
         random_crop: bool = True,
         mirror: bool = True,
         color_noise: float = 0.1,
+        color_noise_off: Sequence[Sequence[int]] = (),
+        shared_by: int = 1,
         convention: str = "source",
         scale: float = 1.0,
     ):
@@ -52,12 +57,15 @@ class Augment:
             raise ValueError(f"augment.crop={crop} must lie in 1..{size}, the size of the store's pictures")
         if color_noise < 0:
             raise ValueError(f"augment.color_noise={color_noise} must not be negative")
+        if shared_by < 1:
+            raise ValueError(f"augment.shared_by={shared_by} must be at least 1")
         std = np.asarray(color_std, np.float32)
         spread = std if convention == "source" else std**2 / 255  # eigenvalue on the 0-1 scale, shown on 0-255
         self.mean = torch.from_numpy(np.ascontiguousarray(mean, np.float32))
         self.color = torch.from_numpy(np.asarray(color_vectors, np.float32) * spread).T.contiguous()
         self.seed, self.crop, self.border = seed, crop, size - crop
         self.random_crop, self.mirror, self.color_noise = random_crop, mirror, color_noise
+        self.color_noise_off, self.shared_by = color_noise_off, shared_by
         self.convention, self.scale = convention, scale
 
     def compile(self) -> None:
@@ -69,20 +77,27 @@ class Augment:
     def train(self, pictures: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
         self._to(pictures.device)
-        return self._varied(pictures, *self._drawn(keyed.keys(self.seed, epoch, ids)))
+        noise = self.color_noise_at(epoch)
+        factor = 1 / (1 + noise) if self.convention == "source" else 1.0
+        return self._varied(pictures, *self._drawn(keyed.keys(self.seed, epoch, ids), noise), factor)
 
-    def _drawn(self, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def _drawn(self, keys: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Each crop's corner, whether it is mirrored, and what is added to its colours, (n, 3)."""
         draws = keyed.uniform(keys, 0, 9)
-        offsets = (draws[:, :2] * (self.border + 1)).long()
+        geometry = draws[:: self.shared_by, :3].repeat_interleave(self.shared_by, 0)[: len(keys)]
+        offsets = (geometry[:, :2] * (self.border + 1)).long()
         if not self.random_crop:
             offsets.fill_(self.border // 2)
-        mirrored = draws[:, 2] < 0.5 if self.mirror else None
-        return offsets[:, 0], offsets[:, 1], mirrored, self.color_noise * normal(draws[:, 3:]) @ self.color
+        mirrored = geometry[:, 2] < 0.5 if self.mirror else None
+        return offsets[:, 0], offsets[:, 1], mirrored, noise * normal(draws[:, 3:]) @ self.color
 
-    def _varied(self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None, shift: Tensor) -> Tensor:
-        patches = self._centered(pictures, y, x, mirrored).add_(shift[:, None, None, :])
-        return self._finish(patches, 1 / (1 + self.color_noise) if self.convention == "source" else 1.0)
+    def _varied(
+        self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None, shift: Tensor, factor: float
+    ) -> Tensor:
+        return self._finish(self._centered(pictures, y, x, mirrored).add_(shift[:, None, None, :]), factor)
+
+    def color_noise_at(self, epoch: int) -> float:
+        return 0.0 if any(begin <= epoch < end for begin, end in self.color_noise_off) else self.color_noise
 
     def center(self, pictures: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to its centre crops, (n, 3, crop, crop) float32."""

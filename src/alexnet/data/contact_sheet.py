@@ -18,6 +18,6 @@ def contact_sheet(store: Store) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
         x, y = i % COLUMNS * SIDE, i // COLUMNS * (SIDE + LINE)
-        draw.text((x + 2, y + 2), store.classes[split.labels[row]][:24], "black")
+        draw.text((x + 2, y + 2), store.names[split.labels[row]][:24], "black")
         sheet.paste(Image.fromarray(picture).resize((SIDE, SIDE)), (x, y + LINE))
     return sheet

@@ -12,6 +12,8 @@ from alexnet.data.augment import Augment
 from alexnet.data.loader import Batch, Loader, Order
 from alexnet.data.store import open_store
 
+WINDOW = 32  # shards of a URL: 1.6 GB of 256² pictures
+
 
 class Images(NamedTuple):
     """What the net sees: images (n, 3, crop, crop) float32; labels and ids (n,) int64; weights (n,) float32."""
@@ -26,13 +28,16 @@ class StoreData(L.LightningDataModule):
     """Pictures of a prepared store.
 
     Arguments:
-        folder: the store.
+        folder: the store, or the URL of one that fsspec knows: s3://…, gs://…, hf://….
         make: fills the folder if it is empty; null expects that `prepare.py` did.
         batch_size: pictures a step, of all devices together.
         threads: that read ahead, per process.
+        window: shards (256 pictures each) that are shuffled together; null: the whole store, or 32 shards of a URL's.
+        cache: folder for a URL's shards; two windows of them are kept, that in use and the next.
+        cache_gb: what it may hold.
         augment: builds the `Augment` from the store's statistics.
         seed: of the order and the augmentation.
-    Raises FileNotFoundError or ValueError if the folder holds no whole store.
+    Raises FileNotFoundError or ValueError if the folder holds no whole store, ConnectionError if it can't be fetched.
     """
 
     def __init__(
@@ -41,19 +46,32 @@ class StoreData(L.LightningDataModule):
         make: Callable[[Path], None] | None,
         batch_size: int,
         threads: int,
+        window: int | None,
+        cache: str,
+        cache_gb: float,
         augment: Callable[..., Augment],
         seed: int,
     ):
         super().__init__()
         if threads < 1:
             raise ValueError(f"data.threads={threads} must be at least 1")
-        self.store = store = open_store(folder, make)
+        if window is not None and window < 1:
+            raise ValueError(f"data.window={window} must be at least 1, or null")
+        self.store = store = open_store(folder, make, cache, cache_gb)
+        self.window = window or (WINDOW if store.remote else None)
+        if store.remote and self.window and (needed := store.remote.largest(2 * self.window) / 1e9) > cache_gb:
+            raise ValueError(
+                f"data.cache_gb={cache_gb} holds no two windows of data.window={self.window} shards, {needed:.3f} GB: "
+                "give more, or a smaller window"
+            )
         self.batch_size, self.threads, self.seed, self.classes = batch_size, threads, seed, store.classes
         self.augment = augment(store.mean, store.color_std, store.color_vectors, seed)
 
     def order(self, split: str, rank: int = 0, world_size: int = 1) -> Order:
-        pictures = len(self.store.splits[split])
-        return Order(pictures, self.batch_size, self.seed, rank, world_size, train=split == "train")
+        shards, train = self.store.splits[split], split == "train"
+        return Order(
+            len(shards), self.batch_size, self.seed, rank, world_size, train, self.window, starts=shards.starts
+        )
 
     def loader(self, split: str) -> Loader:
         """This rank's batches of `train` or `val`, as raw bytes."""

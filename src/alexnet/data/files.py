@@ -65,7 +65,7 @@ class Files:
 
     def read(self, split: str, rows: range) -> Iterator[Encoded]:
         for piece, label in self.items[split][rows.start : rows.stop]:
-            with piece.file.open("rb") as file:
+            with open(piece.file, "rb", buffering=0) as file:
                 file.seek(piece.offset)
                 yield Encoded(file.read(piece.size), label, f"{split}/{piece.name}")
 

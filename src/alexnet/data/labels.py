@@ -4,7 +4,10 @@ import io
 import tarfile
 from pathlib import Path
 
-LISTS = ("val_labels.txt", "val.txt", "LOC_val_solution.csv", "val_annotations.txt", "ILSVRC2012_devkit_t12.tar.gz")
+import numpy as np
+
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+LISTS = ("val_labels.txt", "val.txt", "LOC_val_solution.csv", "val_annotations.txt", DEVKIT)
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
@@ -51,17 +54,23 @@ def _rows(text: str) -> list[list[str]]:
 
 def _devkit(file: Path) -> list[list[str]]:
     """One WordNet id for each picture: the devkit's ground truth are numbers of its own, explained in meta.mat."""
+    wordnet = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in devkit_synsets(file)}
+    return [[wordnet[int(line)]] for line in _devkit_file(file, TRUTH).decode().split()]
+
+
+def devkit_synsets(file: Path) -> np.ndarray:
+    """The rows of the devkit's meta.mat: ILSVRC2012_ID, WNID, words, …. Raises ValueError without scipy."""
     try:
         from scipy.io import loadmat
     except ImportError:
         raise ValueError(f"{file} needs scipy to be read: pip install scipy, or give labels=<file>") from None
+    return loadmat(io.BytesIO(_devkit_file(file, "meta.mat")), squeeze_me=True)["synsets"]
+
+
+def _devkit_file(file: Path, name: str) -> bytes:
     try:
         with tarfile.open(file) as tar:
             members = {Path(m.name).name: m for m in tar if m.isfile()}
-            truth = tar.extractfile(members[TRUTH]).read().decode()  # type: ignore[union-attr]
-            meta = tar.extractfile(members["meta.mat"]).read()  # type: ignore[union-attr]
+            return tar.extractfile(members[name]).read()  # type: ignore[union-attr]
     except (tarfile.TarError, KeyError, OSError, EOFError) as error:
         raise ValueError(f"{file} is torn or not ILSVRC's devkit: {error}") from None
-    synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    wordnet = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    return [[wordnet[int(line)]] for line in truth.split()]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexnet.data.store import Split
+from alexnet.data.store import SHARD, Split
 
 
 class Batch(NamedTuple):
@@ -26,12 +26,23 @@ class Batch(NamedTuple):
 class Order:
     """Which pictures make batch i of an epoch, and which of them are this rank's.
 
-    In training the order is a permutation keyed by (seed, epoch) and an incomplete last batch is left out. In
+    In training the order is a permutation keyed by (seed, epoch) and an incomplete last batch is left out. Given where
+    shards start, (shards + 1,), it is one of the shards, and then of the pictures of each `window` of them. In
     validation every picture comes once, in the store's order, and the last batch is padded with rows of weight 0.
     `batch_size` counts the pictures of all ranks together, so the batches are the same for every number of ranks.
     """
 
-    def __init__(self, pictures: int, batch_size: int, seed: int, rank: int, world_size: int, train: bool):
+    def __init__(
+        self,
+        pictures: int,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        train: bool,
+        window: int | None = None,
+        starts: np.ndarray | None = None,
+    ):
         if batch_size < 1 or batch_size % world_size:
             near = batch_size - batch_size % world_size
             nearest = " or ".join(str(n) for n in (near, near + world_size) if n > 0)
@@ -42,6 +53,8 @@ class Order:
         if train and pictures < batch_size:
             raise ValueError(f"data.batch_size={batch_size} is larger than the training set of {pictures} pictures")
         self.pictures, self.batch_size, self.seed, self.train, self.epoch = pictures, batch_size, seed, train, 0
+        self.window, self.starts = window, starts
+        self.ahead = -(-window * SHARD // batch_size) if window else 0  # batches that are known before they are read
         share = batch_size // world_size
         self.mine = slice(rank * share, (rank + 1) * share)
         self.batches = pictures // batch_size if train else math.ceil(pictures / batch_size)
@@ -51,12 +64,19 @@ class Order:
 
     def batch_ids(self) -> list[np.ndarray]:
         """This rank's picture numbers for each batch of the epoch; -1 is padding."""
-        order = np.arange(self.pictures)
-        if self.train:
-            order = np.random.Generator(np.random.Philox([self.seed, self.epoch])).permutation(self.pictures)
+        order = self._shuffled() if self.train else np.arange(self.pictures)
         whole = np.full(self.batches * self.batch_size, -1)
         whole[: self.pictures] = order[: len(whole)]
         return list(whole.reshape(self.batches, self.batch_size)[:, self.mine])
+
+    def _shuffled(self) -> np.ndarray:
+        rng = np.random.Generator(np.random.Philox([self.seed, self.epoch]))
+        if self.window is None or self.starts is None:
+            return rng.permutation(self.pictures)
+        shards = rng.permutation(len(self.starts) - 1)
+        windows = [shards[first : first + self.window] for first in range(0, len(shards), self.window)]
+        pictures = [np.concatenate([np.arange(*self.starts[s : s + 2]) for s in window]) for window in windows]
+        return np.concatenate([rng.permutation(part) for part in pictures])
 
 
 class Loader:
@@ -84,8 +104,11 @@ class Loader:
         free: deque[Tensor] = deque()
         ahead: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
-            waiting = iter(rows)
-            for ids in waiting:
+            for ids in rows[: self.sampler.ahead]:
+                self.split.expect(ids[ids >= 0])
+            for i, ids in enumerate(rows):
+                for soon in rows[i + self.sampler.ahead :][:1]:
+                    self.split.expect(soon[soon >= 0])
                 ahead.append(pool.submit(self._read, ids, self._buffer(free, len(ids))))
                 if len(ahead) <= self.threads:
                     continue
@@ -108,7 +131,7 @@ class Loader:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin_memory)
 
     def _read(self, ids: np.ndarray, buffer: Tensor) -> Batch:
-        rows = np.maximum(ids, 0)  # padding repeats picture 0 and weighs nothing
+        rows = np.where(ids < 0, len(self.split) - 1, ids)  # padding repeats the last picture and weighs nothing
         self.split.read(rows, buffer.numpy())
         weights = torch.from_numpy((ids >= 0).astype(np.float32))
         return Batch(buffer, torch.from_numpy(self.split.labels[rows]), torch.from_numpy(rows), weights)

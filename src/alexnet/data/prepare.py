@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from alexnet.data.names import readable_names
 from alexnet.data.sources import Source, open_source
 from alexnet.data.store import Store
 from alexnet.data.write import Picture, Plan, write_store
@@ -53,7 +54,10 @@ def prepare_store(
     decoder = {"decoder": f"torchvision {version('torchvision')}"}
     read = partial(_read, source, how)
     made_of: dict[str, Any] = {"pictures": source.counts, "sha256": source.fingerprint, **how}
-    return write_store(folder, Plan(size, source.classes, source.counts, read, made_of, decoder, encoding, max_bad))
+    names = readable_names(source.classes, Path(path))
+    return write_store(
+        folder, Plan(size, source.classes, source.counts, read, made_of, decoder, encoding, max_bad, names)
+    )
 
 
 def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Iterator[Picture]:
@@ -91,7 +95,9 @@ def _download(name: str, folder: str) -> None:
     if name == "cifar10":
         datasets.CIFAR10(folder, download=True)
     elif not (Path(folder) / "train").is_dir():
-        datasets.Imagenette(folder, download=True)
+        found = datasets.Imagenette(folder, download=True)
+        words = "".join(f"{i}\t{', '.join(words)}\n" for i, words in zip(found.wnids, found.classes, strict=True))
+        (Path(folder) / "classes.tsv").write_text(words)
         for split in ("train", "val"):
             shutil.move(Path(folder) / "imagenette2" / split, Path(folder) / split)
 

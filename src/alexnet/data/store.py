@@ -1,67 +1,102 @@
 """A prepared store: pictures in flat shards, memory-mapped, with their labels and statistics. `write.py` makes it.
 
-<folder>/manifest.json        classes, counts, hashes, colour statistics, what it was made of and with
+<folder>/manifest.json        classes, their names, counts, hashes, colour statistics, what it was made of and with
 <folder>/train-00000.bin …    up to 256 pictures each, without header: (size, size, 3) uint8, or JPEG files
 <folder>/train-labels.npy     int64
 <folder>/train-ends.npy       for JPEG: int64, where each picture ends in its shard
 <folder>/mean.npy             (size, size, 3) float32, mean of the training pictures, 0-255
 <folder>/bad.tsv              pictures that could not be read, and why
-<folder>/contact-sheet.png    64 training pictures with their classes
+<folder>/contact-sheet.jpg    64 training pictures with their classes
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from alexnet.data.stream import Remote
 
 FORMAT = 2
 SHARD = 256  # pictures; 50 MB at 256 × 256
 
 
+class Shard:
+    """A file's `bytes`, memory-mapped. The system reads no more than is asked for, since what lies around a picture is
+    seldom the next."""
+
+    def __init__(self, file: Path):
+        with file.open("rb") as opened:
+            self.memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        self.memory.madvise(mmap.MADV_RANDOM)
+        self.bytes = np.frombuffer(self.memory, np.uint8)
+
+    def expect(self, begin: int, end: int) -> None:
+        """Asks the disk for bytes that will be read soon, without waiting for them."""
+        start = begin - begin % mmap.PAGESIZE
+        self.memory.madvise(mmap.MADV_WILLNEED, start, end - start)
+
+
 class Split:
     """The pictures and labels of `train` or `val`."""
 
-    def __init__(self, folder: Path, name: str, manifest: dict[str, Any]):
+    def __init__(self, folder: Path, name: str, manifest: dict[str, Any], remote: Remote | None):
         shards = [shard for shard in manifest["splits"][name]["shards"] if shard["count"]]
         self.size: int = manifest["size"]
         self.labels: np.ndarray = np.load(folder / f"{name}-labels.npy")
         self.starts = np.cumsum([0] + [shard["count"] for shard in shards])  # each shard's first picture
-        self.shards: list[np.ndarray] = [np.memmap(folder / shard["file"], np.uint8, "r") for shard in shards]
-        self.ends: np.ndarray | None = None
-        if manifest["encoding"] == "raw":
-            self.shards = [shard.reshape(-1, self.size, self.size, 3) for shard in self.shards]
-        else:
-            self.ends = np.load(folder / f"{name}-ends.npy")
+        self.remote, self.files = remote, [shard["file"] for shard in shards]
+        self.shards = [] if remote else [Shard(folder / file) for file in self.files]
+        self.ends = None if manifest["encoding"] == "raw" else np.load(folder / f"{name}-ends.npy")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, indices: np.ndarray, out: np.ndarray) -> None:
         """Copies the pictures `indices` into `out`, (len(indices), size, size, 3) uint8."""
-        shards = np.searchsorted(self.starts, indices, "right") - 1
+        shards = self._shards_of(indices)
         places = indices - self.starts[shards]
         if self.ends is None:
-            for row, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
-                out[row] = self.shards[shard][place]
-            return
-        from alexnet.data.decode import decode_jpeg
+            begins, ends = places * out[0].nbytes, (places + 1) * out[0].nbytes
+        else:
+            begins, ends = np.where(places > 0, self.ends[indices - 1], 0), self.ends[indices]
+            from alexnet.data.decode import decode_jpeg
+        pieces = [
+            (self._shard(s), b, e) for s, b, e in zip(shards.tolist(), begins.tolist(), ends.tolist(), strict=True)
+        ]
+        for shard, begin, end in pieces:
+            shard.expect(begin, end)
+        for row, (shard, begin, end) in enumerate(pieces):
+            stored = shard.bytes[begin:end]
+            if self.ends is None:
+                out[row] = stored.reshape(out[row].shape)
+            else:
+                decode_jpeg(stored, out[row])
 
-        begins = np.where(places > 0, self.ends[indices - 1], 0)
-        for row, (shard, begin, index) in enumerate(
-            zip(shards.tolist(), begins.tolist(), indices.tolist(), strict=True)
-        ):
-            decode_jpeg(self.shards[shard][begin : self.ends[index]], out[row])
+    def expect(self, indices: np.ndarray) -> None:
+        """Says that the pictures `indices` will be read soon."""
+        if self.remote:
+            self.remote.expect(self.files[shard] for shard in np.unique(self._shards_of(indices)))
+
+    def _shards_of(self, indices: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.starts, indices, "right") - 1
+
+    def _shard(self, shard: int) -> Shard:
+        return self.remote.shard(self.files[shard]) if self.remote else self.shards[shard]
 
 
 class Store:
-    """A store opened for reading. Raises FileNotFoundError if `folder` holds none, and ValueError that lists all that
-    is wrong with it."""
+    """A store opened for reading, its shards in `folder` or with `remote`. Raises FileNotFoundError if `folder` holds
+    none, and ValueError that lists all that is wrong with it."""
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, remote: Remote | None = None):
+        self.folder, self.remote = Path(folder), remote
         file = self.folder / "manifest.json"
         if not file.is_file():
             raise FileNotFoundError(
@@ -71,13 +106,15 @@ class Store:
         self.manifest: dict[str, Any] = _read_manifest(file)
         self.size: int = self.manifest["size"]
         self.classes: list[str] = self.manifest["classes"]
+        self.names: list[str] = self.manifest.get("names", self.classes)  # of the classes, for people
         if problems := list(self._problems()):
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            raise ValueError(f"data.folder={folder} is not whole: {shown}. Delete it and prepare it again")
+            home = remote.url if remote else folder
+            raise ValueError(f"data.folder={home} is not whole: {shown}. Delete it and prepare it again")
         self.mean = np.load(self.folder / "mean.npy")
         self.color_std = np.array(self.manifest["color_std"], np.float32)
         self.color_vectors = np.array(self.manifest["color_vectors"], np.float32)
-        self.splits = {name: Split(self.folder, name, self.manifest) for name in self.manifest["splits"]}
+        self.splits = {name: Split(self.folder, name, self.manifest, remote) for name in self.manifest["splits"]}
 
     def verify(self) -> None:
         """Reads every shard again. Raises ValueError that lists those whose hash differs from the manifest's."""
@@ -94,13 +131,18 @@ class Store:
         yield from self._array_problems("mean.npy", (self.size, self.size, 3))
         for name, split in self.manifest["splits"].items():
             for shard in split["shards"]:
-                path = self.folder / shard["file"]
-                actual = path.stat().st_size if path.is_file() else 0
+                actual = self._bytes(shard["file"])
                 if actual != shard["bytes"]:
-                    yield f"{path.name} has {actual} bytes and not {shard['bytes']}"
+                    yield f"{shard['file']} has {actual} bytes and not {shard['bytes']}"
             yield from self._label_problems(f"{name}-labels.npy", split["count"])
             if self.manifest["encoding"] != "raw":
                 yield from self._array_problems(f"{name}-ends.npy", (split["count"],))
+
+    def _bytes(self, name: str) -> int:
+        if self.remote:
+            return self.remote.sizes.get(name, 0)
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else 0
 
     def _label_problems(self, name: str, count: int) -> list[str]:
         if problems := self._array_problems(name, (count,)):
@@ -117,8 +159,16 @@ class Store:
         return [] if actual == shape else [f"{name} has shape {actual} and not {shape}"]
 
 
-def open_store(folder: str | Path, make: Callable[[Path], None] | None = None) -> Store:
-    """The store in `folder`, which `make` fills first if it is given. Raises what `Store` and `make` do."""
+def open_store(
+    folder: str | Path, make: Callable[[Path], None] | None = None, cache: str = "", cache_gb: float = 0
+) -> Store:
+    """The store in `folder`, which `make` fills first if it is given; or at a URL, whose shards are fetched into
+    `cache`, at most `cache_gb` of them. Raises what `Store`, `Remote` and `make` do."""
+    if "://" in str(folder):
+        from alexnet.data.stream import Remote  # imports fsspec
+
+        remote = Remote(str(folder), Path(cache), int(cache_gb * 1e9))
+        return Store(remote.folder, remote)
     if make:
         make(Path(folder))
     return Store(folder)

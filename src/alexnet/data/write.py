@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alexnet.data.colors import color_products, principal_components
@@ -56,6 +57,7 @@ class Plan:
     made_with: dict[str, Any] = field(default_factory=dict)
     encoding: str = "raw"
     max_bad: int = 0
+    names: list[str] | None = None  # of the classes, for people
 
     def shards(self) -> list[tuple[str, int]]:
         return [(split, i) for split, count in self.counts.items() for i in range(-(-count // SHARD))]
@@ -86,6 +88,15 @@ def write_store(folder: str | Path, plan: Plan) -> Store:
     partial, parts = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".parts")
     if folder.exists():
         return _there(folder, plan, parts)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(folder.name + ".lock")
+    with FileLock(lock):  # a run's other processes wait for the first, and find the store
+        store = _there(folder, plan, parts) if folder.exists() else _written(folder, plan, partial, parts)
+        lock.unlink(missing_ok=True)
+    return store
+
+
+def _written(folder: Path, plan: Plan, partial: Path, parts: Path) -> Store:
     if not all(plan.counts.get(split) for split in ("train", "val")):
         raise ValueError(f"{folder} needs pictures to train on and to validate with; one of them has none")
     _prepare_folders(plan, partial, parts)
@@ -151,7 +162,7 @@ def _check_space(folder: Path, plan: Plan, todo: list[tuple[str, int]]) -> None:
     for each shard."""
     picture = 3 * plan.size**2
     stored = picture if plan.encoding == "raw" else picture // 7
-    needed = sum(len(plan.rows(*shard)) * stored + 4 * picture for shard in todo)
+    needed = sum(len(plan.rows(*shard)) * stored + 2 * picture for shard in todo)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         sizes = f"{needed / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB"
@@ -167,7 +178,7 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
     begun = last = time.monotonic()
     pictures = sum(len(plan.rows(*shard)) for shard in todo)
     count = Count()
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar, ThreadPoolExecutor(_cores()) as pool:
         task = bar.add_task("", total=pictures, speed="")
         running: set[Future[None]] = {
             pool.submit(_write_shard, plan, split, shard, partial, parts, count) for split, shard in todo
@@ -190,6 +201,11 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
             raise
 
 
+def _cores() -> int | None:
+    """Those that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 @dataclass
 class Count:
     """Pictures done by all threads; `+= 1` of several threads may lose one, which only the progress bar would see."""
@@ -202,7 +218,7 @@ def _write_shard(plan: Plan, split: str, shard: int, partial: Path, parts: Path,
     labels: list[int] = []
     sizes: list[int] = []
     bad: list[str] = []
-    total = np.zeros((plan.size, plan.size, 3), np.uint32)
+    total = np.zeros((plan.size, plan.size, 3), np.uint16)  # 256 bytes of 255 fit
     products = np.zeros((3, 3))
     digest = hashlib.sha256()
     with (partial / shard_name(split, shard)).open("wb") as file:
@@ -256,6 +272,7 @@ def _finish(plan: Plan, partial: Path, parts: Path) -> None:
         "size": plan.size,
         "encoding": plan.encoding,
         "classes": plan.classes,
+        "names": plan.names or plan.classes,
         "splits": {name: split.summary for name, split in splits.items()},
         "channel_mean": channels.tolist(),
         "color_std": std.tolist(),
@@ -264,7 +281,7 @@ def _finish(plan: Plan, partial: Path, parts: Path) -> None:
         "made_with": plan.made_with,
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    contact_sheet(Store(partial)).save(partial / "contact-sheet.png")
+    contact_sheet(Store(partial)).save(partial / "contact-sheet.jpg", quality=90)
 
 
 class _Split:

@@ -1,6 +1,8 @@
 """How a run spreads over devices: the choices of `conf/parallel/`. Torch and Lightning are imported when they are used,
-since a wrong choice is refused before."""
+since a wrong choice is refused before. In all, `timeout` are the seconds after which a process that hears nothing of
+another ends the run."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,14 +11,10 @@ if TYPE_CHECKING:
 
 
 class DataParallel:
-    """One device, or a whole copy of the network on each of several.
+    """One device, or a whole copy of the network on each of several (DDP); with `even_alone` DDP on one, too."""
 
-    Arguments:
-        strategy: the name of Lightning's: `auto` (DDP where there are several devices), `ddp`.
-    """
-
-    def __init__(self, strategy: str):
-        self.name = strategy
+    def __init__(self, even_alone: bool, timeout: float):
+        self.even_alone, self.timeout = even_alone, timedelta(seconds=timeout)
 
     def shares(self, world_size: int) -> int:
         """Into how many parts each batch is cut."""
@@ -26,7 +24,9 @@ class DataParallel:
         """Raises ValueError if `net` can't be spread so."""
 
     def strategy(self, world_size: int) -> Any:
-        return self.name
+        from lightning.pytorch.strategies import DDPStrategy
+
+        return DDPStrategy(timeout=self.timeout) if world_size > 1 or self.even_alone else "auto"
 
     def split(self, net: "nn.Module", mesh: "DeviceMesh") -> Any:
         """Spreads `net` and gives the process group over which pictures are counted; None is all processes."""
@@ -39,8 +39,8 @@ class DataParallel:
 class Towers(DataParallel):
     """Fig. 2: each device of a group of `towers` holds that share of every layer; several groups are data-parallel."""
 
-    def __init__(self, towers: int):
-        self.towers = towers
+    def __init__(self, towers: int, timeout: float):
+        self.towers, self.timeout = towers, timedelta(seconds=timeout)
 
     def shares(self, world_size: int) -> int:
         return max(world_size // self.towers, 1)
@@ -56,7 +56,7 @@ class Towers(DataParallel):
         _check_group(net, self.towers, world_size, precision, "towers")
 
     def strategy(self, world_size: int) -> Any:
-        return _model_parallel(world_size, self.towers)
+        return _model_parallel(world_size, self.towers, self.timeout)
 
     def split(self, net: "nn.Module", mesh: "DeviceMesh") -> Any:
         from alexnet.parallel.towers import split_towers
@@ -68,8 +68,8 @@ class Towers(DataParallel):
 class Hybrid(DataParallel):
     """Krizhevsky 2014: convolutions data-parallel; fully connected layers spread over groups of `group` devices."""
 
-    def __init__(self, group: int):
-        self.group = group
+    def __init__(self, group: int, timeout: float):
+        self.group, self.timeout = group, timedelta(seconds=timeout)
 
     def check(self, net: "nn.Module", world_size: int, precision: str) -> None:
         if not hasattr(net, "fc6") or not getattr(net, "communicate", False):
@@ -77,7 +77,7 @@ class Hybrid(DataParallel):
         _check_group(net, self.group, world_size, precision, "hybrid")
 
     def strategy(self, world_size: int) -> Any:
-        strategy = _model_parallel(world_size, self.group)
+        strategy = _model_parallel(world_size, self.group, self.timeout)
         strategy.every_rank_has_pictures_of_its_own = True
         return strategy
 
@@ -96,6 +96,27 @@ class Hybrid(DataParallel):
         return gathered
 
 
+class FullySharded(DataParallel):
+    """Data-parallel, but each device keeps only its share of the weights, gradients and velocities (FSDP)."""
+
+    def __init__(self, timeout: float):
+        self.timeout = timedelta(seconds=timeout)
+
+    def check(self, net: "nn.Module", world_size: int, precision: str) -> None:
+        _check_group(net, 1, world_size, precision, "fsdp")
+
+    def strategy(self, world_size: int) -> Any:
+        return _model_parallel(world_size, 1, self.timeout)
+
+    def split(self, net: "nn.Module", mesh: "DeviceMesh") -> Any:
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in net.children():
+            if any(True for _ in layer.parameters()):
+                fully_shard(layer, mesh=mesh["data_parallel"])
+        fully_shard(net, mesh=mesh["data_parallel"])
+
+
 def _check_group(net: "nn.Module", group: int, world_size: int, precision: str, name: str) -> None:
     if world_size % group:
         raise ValueError(f"parallel={name} needs devices in groups of {group}, but there are {world_size} in all")
@@ -107,9 +128,12 @@ def _check_group(net: "nn.Module", group: int, world_size: int, precision: str, 
             raise ValueError(f"parallel={name}: {layer} has {units} units, which do not divide by {group} devices")
 
 
-def _model_parallel(world_size: int, group: int) -> Any:
+def _model_parallel(world_size: int, group: int, timeout: timedelta) -> Any:
     from alexnet.parallel.strategy import ModelParallel
 
     return ModelParallel(
-        data_parallel_size=world_size // group, tensor_parallel_size=group, save_distributed_checkpoint=False
+        data_parallel_size=world_size // group,
+        tensor_parallel_size=group,
+        save_distributed_checkpoint=False,
+        timeout=timeout,
     )

@@ -3,8 +3,9 @@ layer name to parallel style, beside a network that knows nothing of it. Paramet
 channels or units) are spread; for a grouped convolution such a share is a tower. Names and shapes stay, so checkpoints
 fit every form."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, parallelize_module
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from alexnet.nets.layers import Dropout, LocalResponseNorm
 
@@ -92,6 +94,19 @@ def split_hybrid(net: nn.Module, mesh: DeviceMesh) -> None:
     net.get_submodule("fc6").register_forward_pre_hook(
         lambda layer, inputs: (_ScaledGradient.apply(inputs[0], float(size)),), prepend=True
     )
+
+
+def clip_norm(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Scales the gradients down if their common norm is above `limit`, also those of several meshes, which torch's
+    `clip_grad_norm_` does not take."""
+    by_mesh: dict[DeviceMesh, list[Any]] = {}
+    for p in parameters:
+        assert isinstance(p.grad, DTensor)
+        by_mesh.setdefault(p.grad.device_mesh, []).append(p)
+    norms = [get_total_norm([p.grad for p in group]).full_tensor() for group in by_mesh.values()]  # type: ignore[attr-defined]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    for group in by_mesh.values():
+        clip_grads_with_norm_(group, limit, total)
 
 
 def _parallelize(net: nn.Module, group: DeviceMesh, plan: Mapping[str, ParallelStyle]) -> None:

@@ -1,6 +1,7 @@
 """What is seen of a run while it goes: progress, speed and pictures."""
 
 import logging
+import math
 import sys
 import time
 from datetime import timedelta
@@ -18,10 +19,35 @@ from alexnet.data.loader import Loader
 from alexnet.training.module import Classifier
 
 log = logging.getLogger(__name__)
+STEPS = 10  # over which the plateau's loss is averaged
+
+
+class ProcessesDiffer(ValueError):
+    """Two processes of a run would train something else."""
+
+
+class SameRun(L.Callback):
+    """Raises ProcessesDiffer if a process has other options or another store, as on another machine it may."""
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        assert isinstance(module, Classifier)
+        data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
+        mine = {name: module.config[name] for name in ("seed", "model", "optimizer", "schedule", "augment", "parallel")}
+        mine["data"] = data.store.manifest
+        everyone: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+        differ = [name for name in mine if any(other[name] != everyone[0][name] for other in everyone)]
+        if differ:
+            raise ProcessesDiffer(f"the processes of this run have different {', '.join(differ)}: give all the same")
 
 
 class Speed(L.Callback):
     """Logs training pictures per second and the share of time spent waiting for data, over each logging interval."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._restart(trainer)  # a run that goes on within an epoch does not start it
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._restart(trainer)
@@ -127,6 +153,66 @@ def _no_step(record: logging.LogRecord) -> bool:
     return not hasattr(record, "step")
 
 
+class Plateau(L.Callback):
+    """Says what to do when the loss does not leave ln(classes), that of guessing, and logs how long it took as
+    `train/plateau`, in pictures.
+
+    Arguments:
+        pictures: after so many with a loss within 1 % of ln(classes), one line names the remedies.
+        stop: ends the run once the loss is more than 1 % lower; for measuring (`sweep=claims/plateau`).
+    """
+
+    def __init__(self, pictures: int, stop: bool):
+        self.pictures, self.stop = pictures, stop
+        self.seen = self.flat = self.left = 0
+        self.warned = False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self.total, self.steps = 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, Classifier)
+        self.seen += trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        if self.left:
+            return
+        self.total += outputs["loss"].detach()  # read only every STEPS steps, since reading waits for the device
+        self.steps += 1
+        if self.steps < STEPS:
+            return
+        ratio = float(self.total) / STEPS / math.log(len(module.classes))
+        self._restart()
+        pictures = STEPS * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        self.flat = self.flat + pictures if abs(ratio - 1) <= 0.01 else 0
+        if ratio < 0.99:
+            self.left = self.seen
+            trainer.should_stop = self.stop
+        elif self.flat >= self.pictures and not self.warned and trainer.is_global_zero:
+            self.warned = True
+            log.warning(
+                "the loss has stayed within 1 %% of ln(%d) = %.2f for %d pictures: try model.init=source_2012 or "
+                "kaiming, another optimizer.lr (now %g) or seed; see in contact-sheet.png that labels are right",
+                len(module.classes),
+                math.log(len(module.classes)),
+                self.flat,
+                trainer.optimizers[0].param_groups[0]["lr"],
+            )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.left:
+            module.log("train/plateau", float(self.left))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "flat": self.flat, "left": self.left, "warned": self.warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+
+
 class Checkpoints(ModelCheckpoint):
     """Lightning's, which by itself forgets the best error of a run whose folder was moved."""
 
@@ -150,7 +236,7 @@ class Figures(L.Callback):
         if not trainer.loggers:
             return
         data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
-        shown, labels = pictures.sample(data.store.splits["val"], 8)
+        shown, labels, _ = pictures.sample(data.store.splits["val"], 8)
         # By every rank, since the net may be spread over them; not compiled once more for eight pictures.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             probabilities = module.net(data.augment.center(shown.to(module.device))).softmax(1).cpu()
@@ -163,5 +249,5 @@ class Figures(L.Callback):
         if kernels is not None:
             towers = getattr(module.net, "towers", 1)
             board.add_image("conv1/kernels", pictures.kernels(kernels.detach().cpu(), towers), trainer.global_step)
-        figure = pictures.predictions(shown, labels, probabilities, module.classes)
+        figure = pictures.predictions(shown, labels, probabilities, data.store.names)
         board.add_figure("validation/predictions", figure, trainer.global_step)

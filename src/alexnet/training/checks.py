@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -10,15 +11,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet.data.store import Store, open_store
 from alexnet.entry import checkpoint_file, read_run
+from alexnet.parallel.forms import DataParallel
 
 
 def checked(cfg: DictConfig) -> DictConfig:
     """The run's configuration, or with `resume` the stored one with the values typed now over it.
 
     Raises ValueError or FileNotFoundError if it can't be trained."""
+    if cfg.resume == "auto":
+        cfg.resume = _begun()
     if cfg.resume:
         cfg = _resumed(cfg)
-    store = open_store(cfg.data.folder, instantiate(cfg.data.make))
+    store = open_store(cfg.data.folder, instantiate(cfg.data.make), cfg.data.cache, cfg.data.cache_gb)
     if cfg.model.num_classes is None:
         cfg.model.num_classes = len(store.classes)
     if cfg.model.num_classes < len(store.classes):
@@ -27,23 +31,37 @@ def checked(cfg: DictConfig) -> DictConfig:
             "leave it null, or give at least as many"
         )
     _check_devices(cfg.trainer)
+    _check_processes(cfg)
     _check_net(cfg)
     _check_batches(cfg, store)
     return cfg
 
 
+def _begun() -> str | None:
+    """The run's folder if it holds a checkpoint."""
+    folder = HydraConfig.get().runtime.output_dir
+    return folder if any(Path(folder).glob("checkpoints/*.ckpt")) else None
+
+
 def _resumed(cfg: DictConfig) -> DictConfig:
     hydra = HydraConfig.get()
     stored = read_run(cfg.resume)
-    checkpoint_file(cfg.resume, "last")
     typed = [text for text in hydra.overrides.task if not text.startswith("resume=")]
     groups = [text for text in typed if text.split("=")[0] in hydra.runtime.choices]
     values = [text for text in typed if text not in groups]
     if spread := [text for text in groups if text.startswith("parallel=")]:
         stored.parallel = cfg.parallel  # a run goes on in any form
-    if others := [text for text in groups if text not in spread]:
+    others = [text for text in groups if text not in spread and _differs(text.split("=")[0], cfg, stored)]
+    if others:
         raise ValueError(f"resume={cfg.resume} keeps the run's choices: leave out {' '.join(others)}")
     return DictConfig(OmegaConf.merge(stored, OmegaConf.from_dotlist([*values, f"resume={cfg.resume}"])))
+
+
+def _differs(group: str, cfg: DictConfig, stored: DictConfig) -> bool:
+    """Whether a choice typed now is another than the run's."""
+    if group == "model" and cfg.model.num_classes is None:
+        cfg.model.num_classes = stored.model.num_classes
+    return cfg.get(group) != stored.get(group)
 
 
 def _check_devices(trainer: DictConfig) -> None:
@@ -67,12 +85,43 @@ def _check_devices(trainer: DictConfig) -> None:
         raise ValueError(f"trainer.devices={devices}, but this machine has {there} {kind}")
 
 
+def _check_processes(cfg: DictConfig) -> None:
+    """Of a run whose processes torchrun or srun starts: as many as there are devices, in one folder."""
+    env, devices, nodes = os.environ, cfg.trainer.devices, cfg.trainer.num_nodes
+    named = cfg.resume or any(text.startswith("hydra.run.dir=") for text in HydraConfig.get().overrides.hydra)
+    if "TORCHELASTIC_RUN_ID" in env:
+        starter, started = "torchrun", int(env["WORLD_SIZE"])
+    elif "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):  # Lightning's rule
+        starter, started = "SLURM", int(env["SLURM_NTASKS"])
+    elif nodes > 1 and "MASTER_ADDR" not in env:
+        raise ValueError(f"trainer.num_nodes={nodes}: start it by torchrun or srun on each of {nodes} machines")
+    else:
+        return
+    if started != devices * nodes:
+        raise ValueError(
+            f"{starter} starts {started} processes, but trainer.devices={devices} on trainer.num_nodes={nodes} "
+            f"need {devices * nodes}"
+        )
+    if starter == "SLURM" and started > 1 and "SLURM_STEP_ID" not in env:
+        raise ValueError(f"a SLURM job of {started} tasks starts them by srun: srun python train.py …")
+    if started > 1 and not named:
+        raise ValueError(
+            f"the {started} processes of {starter} need one folder: give hydra.run.dir=outputs/train/<name>"
+        )
+
+
 def _check_batches(cfg: DictConfig, store: Store) -> None:
     from alexnet.data.loader import Order
 
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
     shares = instantiate(cfg.parallel).shares(world_size)
     Order(len(store.splits["train"]), cfg.data.batch_size, cfg.seed, 0, shares, train=True)
+    shared = OmegaConf.select(cfg, "augment.shared_by", default=1)
+    if shares > 1 and (cfg.data.batch_size // shares) % shared:
+        raise ValueError(
+            f"data.batch_size={cfg.data.batch_size} must give each device augment.shared_by={shared} pictures, or a "
+            "multiple of it"
+        )
 
 
 def _check_compile(parallel: DictConfig) -> None:
@@ -89,7 +138,10 @@ def _check_net(cfg: DictConfig) -> None:
 
     net = instantiate(cfg.model)
     world_size = cfg.trainer.devices * cfg.trainer.num_nodes
-    instantiate(cfg.parallel).check(net, world_size, cfg.trainer.precision)
+    form = instantiate(cfg.parallel)
+    form.check(net, world_size, cfg.trainer.precision)
+    if cfg.optimizer.get("fused") and type(form) is not DataParallel:
+        raise ValueError("optimizer.fused=true: torch has no fused step for spread parameters, leave it out")
     if cfg.fused and not torch.cuda.is_available():
         raise ValueError("fused=true needs a GPU: leave fused=false")
     if cfg.compile:
@@ -97,6 +149,6 @@ def _check_net(cfg: DictConfig) -> None:
     if cfg.resume:
         checkpoint = read_checkpoint(checkpoint_file(cfg.resume, "last"))
         weights_for(net, checkpoint)
-        done = checkpoint["epoch"] + 1
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         if done >= cfg.trainer.max_epochs:
             raise ValueError(f"resume={cfg.resume} has trained {done} epochs: give trainer.max_epochs=… beyond them")

@@ -1,17 +1,22 @@
 """The LightningModule: what one training step and one validation step are."""
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alexnet import keyed
 from alexnet.data.datamodule import Images
 from alexnet.nets.layers import Dropout
 from alexnet.parallel.forms import DataParallel
+from alexnet.parallel.towers import clip_norm
 from alexnet.training.metrics import Errors
 
 
@@ -22,7 +27,7 @@ class Classifier(L.LightningModule):
         net: pictures to logits.
         classes: names, one for each output.
         optimizer: builds the optimiser from the net.
-        schedule: builds Lightning's scheduler entry from the optimiser and the number of steps.
+        schedule: builds Lightning's scheduler entry from the optimiser and the steps of the run and of an epoch.
         form: how the net spreads over devices.
         seed: of dropout, with the step and the pictures' ids, so that every number of devices and a resumed run agree.
         config: the run's whole configuration, kept in every checkpoint as plain values.
@@ -33,7 +38,7 @@ class Classifier(L.LightningModule):
         net: nn.Module,
         classes: list[str],
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-        schedule: Callable[[torch.optim.Optimizer, int], dict[str, Any]],
+        schedule: Callable[[torch.optim.Optimizer, int, int], dict[str, Any]],
         form: DataParallel,
         seed: int,
         config: dict[str, Any],
@@ -44,6 +49,7 @@ class Classifier(L.LightningModule):
         self.is_split = False
         self.train_errors, self.val_errors = Errors(len(classes)), Errors(len(classes))
         self.val_counts: dict[str, int] = {}
+        self.counted: dict[str, Tensor] = {}  # of an epoch that was broken off
 
     def configure_model(self) -> None:  # Lightning calls it before each of fit, validate and test
         if self.device_mesh is None or self.is_split:
@@ -66,6 +72,14 @@ class Classifier(L.LightningModule):
         self.log("train/loss", loss, sync_dist=True)  # not on the progress bar, for which Lightning reads it back
         return loss
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        if gradient_clip_val and gradient_clip_algorithm != "value" and self.device_mesh is not None:
+            clip_norm(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_train_epoch_end(self) -> None:
         self._log_errors("train", self.train_errors)
 
@@ -77,21 +91,34 @@ class Classifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         with self.val_errors.sync_context():
             self.val_counts = self.val_errors.counts()
-        self._log_errors("val", self.val_errors)
+        errors = self._log_errors("val", self.val_errors)
+        rule = self.lr_schedulers()
+        if isinstance(rule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            rule.step(errors["top1_error"])
 
-    def _log_errors(self, stage: str, errors: Errors) -> None:
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning would step the plateau rule after the checkpoint is written, and a resumed run would miss it."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _log_errors(self, stage: str, errors: Errors) -> dict[str, Tensor]:
         values = errors.compute()  # summed over ranks by torchmetrics
         loss = {f"{stage}/epoch_loss" if stage == "train" else f"{stage}/loss": values.pop("loss").float()}
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss)
         errors.reset()
+        return values
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.net)
         total_steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": self.build_schedule(optimizer, total_steps)}
+        epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        schedule = self.build_schedule(optimizer, total_steps, epoch_steps)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"], checkpoint["classes"] = self.config, self.classes
+        with self.train_errors.sync_context():
+            checkpoint["train_errors"] = copy.deepcopy(self.train_errors.metric_state)
         if self.device_mesh is not None:
             return
         optimizer = checkpoint["optimizer_states"][0]
@@ -99,6 +126,21 @@ class Classifier(L.LightningModule):
         # Ordinary strides: the model-parallel strategy sends a tensor's memory as it lies.
         for tensors in (checkpoint["state_dict"], *optimizer["state"].values()):
             tensors.update({name: value.contiguous() for name, value in tensors.items()})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.counted = checkpoint["train_errors"]
+
+    def on_train_start(self) -> None:
+        """Goes on within an epoch: the loader at the next batch, the first process's counts from the sums of all."""
+        loader: Any = self.trainer.train_dataloader
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        # Lightning loads it only if nothing asked for the run's length before.
+        loader.load_state_dict({"position": batches.processed % int(self.trainer.num_training_batches)})
+        group = self.train_errors.process_group
+        if self.counted and (not dist.is_initialized() or dist.get_rank(group) == 0):
+            for name, value in self.counted.items():
+                setattr(self.train_errors, name, value.to(self.device))
+            self.counted = {}
 
     def _number_by_position(self, state: dict[str, Any]) -> None:
         """Renumbers an optimiser's state from the order of its groups to that of the parameters, in which Lightning's

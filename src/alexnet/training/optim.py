@@ -1,6 +1,6 @@
 """The paper's update rule and what it is applied to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -79,18 +79,29 @@ def sgd_2012(
     weight_decay: float,
     bias_lr_factor: float,
     decay_biases: bool,
+    apart: Sequence[str] = (),
 ) -> SGD:
-    """`SGD` over two groups of the net's parameters.
+    """`SGD` over two groups of the net's parameters, `weights` and `biases`, and two more for each layer `apart`.
 
     Arguments:
         lr: ε of the weights; biases have lr · bias_lr_factor (2 in the authors' code, 1 in the paper's text).
         momentum: 0.9 in the paper. weight_decay: 0.0005.
         decay_biases: False as in the authors' code.
+        apart: layers with groups of their own, such as `conv1.weights`, whose rates a schedule can tell apart.
     """
-    weights = [p for name, p in net.named_parameters() if not name.endswith("bias")]
-    biases = [p for name, p in net.named_parameters() if name.endswith("bias")]
+    missing = [layer for layer in apart if not hasattr(net, layer)]
+    if missing:
+        raise ValueError(f"optimizer.apart: the network has no {', '.join(missing)}")
+    members: dict[str, list[nn.Parameter]] = {}
+    for prefix in ("", *(f"{layer}." for layer in apart)):
+        members |= {f"{prefix}weights": [], f"{prefix}biases": []}
+    for name, p in net.named_parameters():
+        layer, kind = name.split(".")[0], "biases" if name.endswith("bias") else "weights"
+        members[f"{layer}.{kind}" if layer in apart else kind].append(p)
     groups = [
-        {"name": "weights", "params": weights},
-        {"name": "biases", "params": biases, "lr": lr * bias_lr_factor, "weight_decay": weight_decay * decay_biases},
+        {"name": name, "params": params}
+        if name.endswith("weights")
+        else {"name": name, "params": params, "lr": lr * bias_lr_factor, "weight_decay": weight_decay * decay_biases}
+        for name, params in members.items()
     ]
     return SGD(groups, lr, momentum, weight_decay)

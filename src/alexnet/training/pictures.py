@@ -21,12 +21,12 @@ def kernels(weight: Tensor, towers: int, per_row: int = 16) -> Tensor:
     return torch.cat([piece for grid in grids for piece in (grid, gap)][:-1], 1)
 
 
-def sample(split: Split, count: int) -> tuple[Tensor, np.ndarray]:
-    """`count` pictures spread over the split, (count, size, size, 3) uint8, and their labels."""
+def sample(split: Split, count: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """`count` pictures spread over the split, (count, size, size, 3) uint8, their labels and numbers."""
     rows = np.linspace(0, len(split) - 1, count).astype(np.int64)
     out = np.empty((count, split.size, split.size, 3), np.uint8)
     split.read(rows, out)
-    return torch.from_numpy(out), split.labels[rows]
+    return torch.from_numpy(out), split.labels[rows], rows
 
 
 def predictions(pictures: Tensor, labels: np.ndarray, probabilities: Tensor, classes: list[str]) -> Figure:
@@ -41,7 +41,7 @@ def predictions(pictures: Tensor, labels: np.ndarray, probabilities: Tensor, cla
         above.imshow(picture.numpy())
         above.set_title(classes[label], fontsize=10)
         above.axis("off")
-        top = probabilities[i].topk(min(5, len(classes)))
+        top = probabilities[i, : len(classes)].topk(min(5, len(classes)))  # a net may have outputs to spare
         places = range(len(top.values))
         below.barh(places, top.values.numpy(), color=["#ffaaaa" if k == label else "#aaaaff" for k in top.indices])
         for place, k in zip(places, top.indices.tolist(), strict=True):

@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -18,10 +20,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed import DistError
 
 from alexnet.data.datamodule import StoreData
 from alexnet.entry import checkpoint_file, clear_errors
+from alexnet.training.callbacks import ProcessesDiffer
+from alexnet.training.checkpoints import read_checkpoint, start_from
 from alexnet.training.module import Classifier
+from alexnet.training.resume import AtomicIO
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +47,23 @@ def train(cfg: DictConfig) -> float:
     with clear_errors():
         run = build(cfg)
     write_start(run)
-    with clear_errors((FloatingPointError,)):  # training has diverged
+    with clear_errors((FloatingPointError, ConnectionError, ProcessesDiffer)), lost_process(run.folder):
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint)
-    if run.trainer.received_sigterm:
-        sys.exit(143)
     return write_result(run)
+
+
+@contextmanager
+def lost_process(folder: Path) -> Iterator[None]:
+    """Raises ConnectionError with the remedy if another process of the run ended or is silent."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise ConnectionError(
+            f"another process of this run ended, or was silent for parallel.timeout: look into its output; "
+            f"resume={folder} goes on ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def build(cfg: DictConfig) -> Run:
@@ -53,7 +71,10 @@ def build(cfg: DictConfig) -> Run:
     quiet_lightning()
     data: StoreData = instantiate(cfg.data)
     L.seed_everything(cfg.seed, verbose=False)
-    net = instantiate(cfg.model).to(memory_format=torch.channels_last)
+    net = instantiate(cfg.model)
+    if not cfg.resume and cfg.start.run:
+        start_from(net, checkpoint_file(cfg.start.run, "last"), cfg.start.layers)
+    net = net.to(memory_format=torch.channels_last)
     if cfg.fused:
         from alexnet.nets.fused import fuse  # Triton is not everywhere
 
@@ -68,17 +89,20 @@ def build(cfg: DictConfig) -> Run:
     module = Classifier(net, data.classes, *rules, form, cfg.seed, plain)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
     strategy = form.strategy(cfg.trainer.devices * cfg.trainer.num_nodes)
-    trainer = instantiate(cfg.trainer, strategy=strategy, callbacks=callbacks, logger=instantiate(cfg.logger))
     checkpoint = checkpoint_file(cfg.resume, "last") if cfg.resume else None
+    logger = instantiate(cfg.logger, purge_step=read_checkpoint(checkpoint)["global_step"] if checkpoint else None)
+    trainer = instantiate(cfg.trainer, strategy=strategy, callbacks=callbacks, logger=logger, plugins=AtomicIO())
     return Run(Path(HydraConfig.get().runtime.output_dir), cfg, trainer, module, data, checkpoint)
 
 
-NOISE = ("Tip", "TPU available", "Loading `train_dataloader`")
+NOISE = ("Tip", "TPU available", "Loading `train_dataloader`", "distributed_backend=")
 
 
 def quiet_lightning() -> None:
     """Lightning's messages through Hydra's handlers once, without advertisements and others' deprecations."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 against torch 2.15
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has summed them
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -1,0 +1,12 @@
+"""A callback that fails on one rank."""
+
+import lightning as L
+
+
+class FailingRank(L.Callback):
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def on_train_batch_end(self, trainer, *rest) -> None:
+        if trainer.global_rank == self.rank:
+            raise RuntimeError("this rank fails")
