@@ -25,6 +25,7 @@ CLASSES = 1000
 
 def contestants(cfg: DictConfig) -> list[Contestant]:
     train = configuration(cfg)
+    torch._dynamo.config.recompile_limit = 64  # of one function, and all nets share theirs
     makers: dict[str, Callable[[], nn.Module]] = {
         "ours": partial(instantiate, train.model),
         "no norms": lambda: with_norms(instantiate(train.model), lambda norm: nn.Identity()),
