@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.box import MARKDOWN
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,9 @@ def _print_shares(
 ) -> None:
     """What binds a contestant is the ceiling that it comes nearest to."""
     flops, bandwidth, last = (medians[name][1] for name in (MATMUL, COPY, contestants[-1].name))
-    columns = ("per second", "of the last", "beyond the one without", "of FLOP/s", "of bytes/s", "bound by")
-    table = Table("", *columns, title=f"{what}: pictures, median of rounds")
+    columns = ("per second", "of the last", "extra", "of FLOP/s", "of bytes/s", "bound by")
+    title = f"{what}: pictures, median of rounds; extra: share of the time, beyond the one without the part"
+    table = Table(Column(no_wrap=True), *columns, title=title)
     for name, _, cost, without in contestants:
         if name in (MATMUL, COPY):
             continue

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from alexnet.benchmarks import Contestant
 from alexnet.benchmarks.loader import read, usual
 from alexnet.benchmarks.pictures import made
-from alexnet.benchmarks.step import CLASSES, Steps, ceilings, configuration, device, finish
+from alexnet.benchmarks.step import CLASSES, Steps, built, ceilings, configuration, device, finish
 from alexnet.data.datamodule import StoreData
 from alexnet.training.train import build
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def contestants(cfg: DictConfig) -> list[Contestant]:
     train = configuration(cfg)
     data: StoreData = instantiate(train.data)
-    steps, memory = (Steps(instantiate(train.model), train, "compiled" if cfg.compile else "eager") for _ in range(2))
+    steps, memory = (Steps(built(train, cfg.fused), train, "compiled" if cfg.compile else "eager") for _ in range(2))
     peer = Steps(torchvision.models.alexnet(num_classes=CLASSES), train, "eager")
     peer.optimizer = torch.optim.SGD(peer.net.parameters(), 0.01, 0.9, weight_decay=0.0005)
     return [

@@ -20,6 +20,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
         "no norm": lambda: _stage(nn.Identity()),
         "F.lrn": lambda: _stage(TorchNorm(LocalResponseNorm(groups=2))),
     }
+    torch._dynamo.config.recompile_limit = 64  # of one function, and all stages share theirs
     found = []
     for mode in ("compiled", "eager"):
         for name, make in forms.items():

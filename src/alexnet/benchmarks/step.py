@@ -25,6 +25,7 @@ CLASSES = 1000
 
 def contestants(cfg: DictConfig) -> list[Contestant]:
     train = configuration(cfg)
+    torch._dynamo.config.recompile_limit = 64  # of one function, and all nets share theirs
     makers: dict[str, Callable[[], nn.Module]] = {
         "ours": partial(instantiate, train.model),
         "no norms": lambda: with_norms(instantiate(train.model), lambda norm: nn.Identity()),
@@ -33,7 +34,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
     }
     modes = ["compiled", "eager"]
     if device().type == "cuda":
-        makers = {"fused": lambda: _fused(instantiate(train.model)), **makers}
+        makers = {"fused": partial(built, train, True), **makers}
         modes.insert(0, "graphs")
     found = []
     for mode in modes:
@@ -44,10 +45,12 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
     return [*ceilings(train), *found]
 
 
-def _fused(net: nn.Module) -> nn.Module:
-    from alexnet.nets.fused import fuse
+def built(train: DictConfig, fused: bool) -> nn.Module:
+    net = instantiate(train.model)
+    if fused:
+        from alexnet.nets.fused import fuse
 
-    fuse(net)
+        fuse(net)
     return net
 
 
@@ -55,7 +58,7 @@ def configuration(cfg: DictConfig) -> DictConfig:
     """That of `train.py` with the benchmark's choices."""
     chosen = {"model": cfg.net, "data.batch_size": cfg.batch_size, "trainer.precision": cfg.precision}
     fixed = {"data.folder": cfg.folder, "data.make": "null", "model.num_classes": CLASSES, "compile": cfg.compile}
-    fixed |= {"trainer.max_epochs": 1000000, "trainer.limit_val_batches": 0}
+    fixed |= {"fused": cfg.fused, "trainer.max_epochs": 1000000, "trainer.limit_val_batches": 0}
     options = [f"{key}={value}" for key, value in (chosen | fixed).items()]
     unneeded = ["~callbacks.best", "~callbacks.last", "~callbacks.figures", "+trainer.enable_checkpointing=false"]
     return compose("train", [*options, "schedule=steps", *unneeded])

@@ -69,25 +69,32 @@ class Augment:
         self.convention, self.scale = convention, scale
 
     def compile(self) -> None:
-        """Compiles the work on training pictures into a few kernels."""
-        self._varied = torch.compile(self._varied, dynamic=False)  # type: ignore[method-assign]
+        """Compiles the work on training pictures: a kernel for the draws and one for the pixels. For GPUs; a CPU's
+        compiler makes scalar loops of it."""
+        for name in ("_drawn", "_varied"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
 
     def train(self, pictures: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """(n, size, size, 3) uint8 and (n,) int64 to (n, 3, crop, crop) float32 in channels-last memory."""
         self._to(pictures.device)
-        return self._varied(pictures, keyed.keys(self.seed, epoch, ids), self.color_noise_at(epoch))
+        noise = self.color_noise_at(epoch)
+        factor = 1 / (1 + noise) if self.convention == "source" else 1.0
+        return self._varied(pictures, *self._drawn(keyed.keys(self.seed, epoch, ids), noise), factor)
 
-    def _varied(self, pictures: Tensor, keys: Tensor, noise: float) -> Tensor:
+    def _drawn(self, keys: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Each crop's corner, whether it is mirrored, and what is added to its colours, (n, 3)."""
         draws = keyed.uniform(keys, 0, 9)
         geometry = draws[:: self.shared_by, :3].repeat_interleave(self.shared_by, 0)[: len(keys)]
         offsets = (geometry[:, :2] * (self.border + 1)).long()
         if not self.random_crop:
             offsets.fill_(self.border // 2)
         mirrored = geometry[:, 2] < 0.5 if self.mirror else None
-        x = self._centered(pictures, offsets[:, 0], offsets[:, 1], mirrored)
-        shift = noise * normal(draws[:, 3:]) @ self.color
-        x += shift[:, None, None, :]
-        return self._finish(x, 1 / (1 + noise) if self.convention == "source" else 1.0)
+        return offsets[:, 0], offsets[:, 1], mirrored, noise * normal(draws[:, 3:]) @ self.color
+
+    def _varied(
+        self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None, shift: Tensor, factor: float
+    ) -> Tensor:
+        return self._finish(self._centered(pictures, y, x, mirrored).add_(shift[:, None, None, :]), factor)
 
     def color_noise_at(self, epoch: int) -> float:
         return 0.0 if any(begin <= epoch < end for begin, end in self.color_noise_off) else self.color_noise

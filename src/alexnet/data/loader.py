@@ -95,6 +95,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.position, self.start = self.start, 0
+        batches = self._batches()
+        for batch in _uploaded(batches) if self.pin_memory else batches:
+            self.position += 1
+            yield batch
+
+    def _batches(self) -> Iterator[Batch]:
         rows = self.sampler.batch_ids()[self.position :]
         free: deque[Tensor] = deque()
         ahead: deque[Future[Batch]] = deque()
@@ -116,7 +122,6 @@ class Loader:
         asked = time.perf_counter()
         batch = ahead.popleft().result()
         self.waited += time.perf_counter() - asked
-        self.position += 1
         yield batch
         if not self.pin_memory:  # the step is over; pinned memory goes back by itself once the copy is done
             free.append(batch.pictures)
@@ -138,3 +143,24 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.start = state["position"]
+
+
+def _uploaded(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches on the GPU: the next one's bytes cross beside the work on this one."""
+    uploads, waiting = torch.cuda.Stream(), deque[tuple[Batch, torch.cuda.Event]]()
+    for batch in batches:
+        with torch.cuda.stream(uploads):
+            there = Batch(*(t.to("cuda", non_blocking=True) for t in batch))
+            waiting.append((there, uploads.record_event()))
+        if len(waiting) > 1:
+            yield _arrived(*waiting.popleft())
+    while waiting:
+        yield _arrived(*waiting.popleft())
+
+
+def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
+    work = torch.cuda.current_stream()
+    work.wait_event(event)
+    for t in batch:
+        t.record_stream(work)  # whose memory is not used again before that work is done
+    return batch

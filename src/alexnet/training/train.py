@@ -81,7 +81,8 @@ def build(cfg: DictConfig) -> Run:
         fuse(net)
     if cfg.compile:
         net.compile(dynamic=False)  # in place, so that checkpoints keep their names
-        data.augment.compile()
+        if torch.cuda.is_available():
+            data.augment.compile()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     form = instantiate(cfg.parallel)
     rules = instantiate(cfg.optimizer), instantiate(cfg.schedule)
