@@ -27,13 +27,13 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
     full = made(cfg)
     small = squares(full, full.with_name(full.name + "-256"))
     stores = {encoding: prepare_store(str(full), f"{full}-{encoding}", 256, encoding=encoding) for encoding in EPOCHS}
-    ours = [
+    stored = [
         Contestant(f"{encoding} store, threads={threads}", partial(ours, store, threads, EPOCHS[encoding]))
         for encoding, store in stores.items()
         for threads in (1, 2)
     ]
     return [
-        *ours,
+        *stored,
         *(
             Contestant(f"ImageFolder, {kind}, num_workers={workers}", partial(_peer, folder, transforms, workers))
             for kind, folder, transforms in (
