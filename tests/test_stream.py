@@ -97,10 +97,15 @@ def test_a_window_of_shards_is_shuffled_at_a_time(store):
         np.testing.assert_array_equal(ids, epoch(0, ranks))
 
 
-def test_what_is_wrong_is_one_line(home, tmp_path):
+def test_what_is_wrong_is_one_line(home, store, tmp_path):
     def opened(url: str) -> Store:
         return open_store(url, cache=str(tmp_path), cache_gb=1)
 
+    far = opened(home)
+    s3fs.S3FileSystem().pipe(f"{home}/train-00004.bin", b"short")
+    with pytest.raises(ConnectionError, match="train-00004.bin can't be fetched: 5 of 49152 bytes came"):
+        batches(far, "train")
+    s3fs.S3FileSystem().put(str(store.folder / "train-00004.bin"), f"{home}/train-00004.bin")
     far = opened(home)
     s3fs.S3FileSystem().rm(f"{home}/train-00004.bin")
     with pytest.raises(ConnectionError, match=f"data.folder={home}: train-00004.bin can't be fetched: .*not"):

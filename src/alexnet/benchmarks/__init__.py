@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -79,7 +80,15 @@ def _print_rates(what: str, rates: dict[str, list[tuple[float, float]]], medians
     for name, (cpu, wall) in medians.items():
         shown = f"{cpu:,.0f} ± {_spread(rates[name], 0):.0%}", f"{cpu / slowest:.2f} ×"
         table.add_row(name, *shown, f"{wall:,.0f}", f"{16 * cpu:,.0f}")
-    Console().print(table)
+    _show(table)
+
+
+def _show(table: Table) -> None:
+    """Prints a table in Markdown, and puts it into the run's folder."""
+    table.box = MARKDOWN
+    console = Console(record=True, width=160)
+    console.print(table)
+    (Path(HydraConfig.get().runtime.output_dir) / "table.md").write_text(console.export_text())
 
 
 def _print_shares(
@@ -106,7 +115,7 @@ def _print_shares(
             *(f"{share:.0%}" if share else "" for share in shares),
             ("arithmetic" if shares[0] > shares[1] else "memory") if all(shares) else "",
         )
-    Console().print(table)
+    _show(table)
     Console().print(f"ceilings: {MATMUL} {flops / 1e12:,.2f} TFLOP/s, {COPY} {bandwidth / 1e9:,.1f} GB/s")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alexnet.data.augment import Augment
 from alexnet.data.loader import Batch, Loader, Order
-from alexnet.data.store import open_store
+from alexnet.data.store import CACHE, CACHE_GB, open_store
 
 WINDOW = 32  # shards of a URL: 1.6 GB of 256² pictures
 
@@ -32,11 +32,11 @@ class StoreData(L.LightningDataModule):
         make: fills the folder if it is empty; null expects that `prepare.py` did.
         batch_size: pictures a step, of all devices together.
         threads: that read ahead, per process.
+        augment: builds the `Augment` from the store's statistics.
+        seed: of the order and the augmentation.
         window: shards (256 pictures each) that are shuffled together; null: the whole store, or 32 shards of a URL's.
         cache: folder for a URL's shards; two windows of them are kept, that in use and the next.
         cache_gb: what it may hold.
-        augment: builds the `Augment` from the store's statistics.
-        seed: of the order and the augmentation.
     Raises FileNotFoundError or ValueError if the folder holds no whole store, ConnectionError if it can't be fetched.
     """
 
@@ -46,11 +46,11 @@ class StoreData(L.LightningDataModule):
         make: Callable[[Path], None] | None,
         batch_size: int,
         threads: int,
-        window: int | None,
-        cache: str,
-        cache_gb: float,
         augment: Callable[..., Augment],
         seed: int,
+        window: int | None = None,
+        cache: str = CACHE,
+        cache_gb: float = CACHE_GB,
     ):
         super().__init__()
         if threads < 1:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -104,11 +105,12 @@ class Loader:
         free: deque[Tensor] = deque()
         ahead: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
-            for ids in rows[: self.sampler.ahead]:
+            soon = iter(rows)
+            for ids in islice(soon, self.sampler.ahead):
                 self.split.expect(ids[ids >= 0])
-            for i, ids in enumerate(rows):
-                for soon in rows[i + self.sampler.ahead :][:1]:
-                    self.split.expect(soon[soon >= 0])
+            for ids in rows:
+                for later in islice(soon, 1):
+                    self.split.expect(later[later >= 0])
                 ahead.append(pool.submit(self._read, ids, self._buffer(free, len(ids))))
                 if len(ahead) <= self.threads:
                     continue

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 SHARD = 256  # pictures; 50 MB at 256 × 256
+CACHE, CACHE_GB = "outputs/cache", 10.0  # of a URL's shards
 
 
 class Shard:
@@ -160,7 +161,7 @@ class Store:
 
 
 def open_store(
-    folder: str | Path, make: Callable[[Path], None] | None = None, cache: str = "", cache_gb: float = 0
+    folder: str | Path, make: Callable[[Path], None] | None = None, cache: str = CACHE, cache_gb: float = CACHE_GB
 ) -> Store:
     """The store in `folder`, which `make` fills first if it is given; or at a URL, whose shards are fetched into
     `cache`, at most `cache_gb` of them. Raises what `Store`, `Remote` and `make` do."""

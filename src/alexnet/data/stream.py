@@ -47,7 +47,7 @@ class Remote:
         self.lock = threading.Lock()
         self.failure: ConnectionError | None = None
         self.live: OrderedDict[str, Future[Shard]] = OrderedDict()  # the least recently used first
-        self.expect(file.name for file in self.folder.glob("*.bin"))  # of an earlier run
+        self.expect(file.name for file in self.folder.glob("*.bin") if file.name in self.sizes)  # of an earlier run
 
     def largest(self, count: int) -> int:
         """Bytes of the largest `count` shards."""
@@ -97,6 +97,8 @@ class Remote:
             if not file.is_file():
                 try:
                     self.system.get_file(f"{self.path}/{name}", f"{file}.part")
+                    if (came := os.path.getsize(f"{file}.part")) != self.sizes[name]:
+                        raise OSError(f"{came} of {self.sizes[name]} bytes came")
                 except Exception as error:
                     raise self._failed(name, error) from None
                 os.replace(f"{file}.part", file)

@@ -15,8 +15,9 @@ from alexnet.results.scoring import Z
 
 REPRODUCED, OPPOSITE, NOT_SHOWN, NOT_RUN, SHOWN = "reproduced", "the opposite", "not shown", "not run", "shown"
 # Options in which runs may differ and still be compared.
-FREE: tuple[str, ...] = ("seed", "run_folder", "resume", "callbacks", "logger", "parallel", "data.threads")
+FREE: tuple[str, ...] = ("seed", "run_folder", "resume", "callbacks", "logger", "parallel", "compile", "fused")
 FREE = (*FREE, *(f"trainer.{name}" for name in ("devices", "accelerator", "num_nodes", "log_every_n_steps")))
+FREE = (*FREE, "data.threads", "data.cache", "data.cache_gb")
 
 
 class Finding(NamedTuple):

@@ -75,8 +75,9 @@ def near(run: Run) -> list[list[Image.Image]]:
 
 def _store(run: Run) -> Store | None:
     try:
-        return open_store(run.options["data.folder"])
-    except (FileNotFoundError, ValueError):
+        places = (run.options[f"data.{key}"] for key in ("cache", "cache_gb"))
+        return open_store(run.options["data.folder"], None, *places)
+    except (OSError, KeyError, ValueError):
         return None
 
 

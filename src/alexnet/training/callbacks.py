@@ -195,7 +195,7 @@ class Plateau(L.Callback):
             self.warned = True
             log.warning(
                 "the loss has stayed within 1 %% of ln(%d) = %.2f for %d pictures: try model.init=source_2012 or "
-                "kaiming, another optimizer.lr (now %g) or seed; see in contact-sheet.png that labels are right",
+                "kaiming, another optimizer.lr (now %g) or seed; see in the contact sheet that labels are right",
                 len(module.classes),
                 math.log(len(module.classes)),
                 self.flat,

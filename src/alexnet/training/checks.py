@@ -22,7 +22,7 @@ def checked(cfg: DictConfig) -> DictConfig:
         cfg.resume = _begun()
     if cfg.resume:
         cfg = _resumed(cfg)
-    store = open_store(cfg.data.folder, instantiate(cfg.data.make), cfg.data.cache, cfg.data.cache_gb)
+    store = open_store(cfg.data.folder, instantiate(cfg.data.make), cfg.data.get("cache"), cfg.data.get("cache_gb"))
     if cfg.model.num_classes is None:
         cfg.model.num_classes = len(store.classes)
     if cfg.model.num_classes < len(store.classes):
