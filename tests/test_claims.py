@@ -73,7 +73,7 @@ def test_both_sides(sweep, train):
 def test_relu_and_tanh_reach_their_goal(train):
     quick = ("model.init=kaiming", "augment.scale=0.016", "trainer.max_epochs=40", "trainer.limit_val_batches=1")
     for i, options in enumerate(jobs("relu_tanh")):
-        if "optimizer.lr=0.002" in options:
+        if "optimizer.lr=0.008" in options:
             ended = result(train(f"relu_tanh-{i}", *options, *quick))
             assert ended["final"]["train/top1_error"] <= 0.25 and ended["epochs"] < 40
 

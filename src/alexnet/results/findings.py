@@ -70,14 +70,14 @@ def alike(run: Run, keys: Iterable[str]) -> Any:
 
 
 def _tuned(claim: Claim, runs: list[Run]) -> list[Run]:
-    """Those runs of a side whose tuned options do best: the least measure on average, of the values most often run."""
+    """Those runs of a side whose tuned options do best: the least measure on average."""
     if not claim.tuned or claim.measure is None:
         return runs
     by_value: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
         by_value[tuple(run.options[key] for key in claim.tuned)].append(run)
     measure: Any = claim.measure
-    return min(by_value.values(), key=lambda same: (-len(same), np.mean([measure(run) for run in same])))
+    return min(by_value.values(), key=lambda same: float(np.mean([measure(run) for run in same])))
 
 
 def _comparison(claim: Claim, first: list[Run], second: list[Run], side: str) -> Finding:
