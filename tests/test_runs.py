@@ -31,7 +31,7 @@ def test_a_run_leaves_everything_behind(finished, here):
     assert (ended["epochs"], ended["steps"], ended["val_counts"]["pictures"]) == (2, 12, 1003)
     facts = json.loads((finished / "run.json").read_text())
     assert facts["seed"] == 0 and {"torch", "lightning"} <= set(facts["versions"]) and "git_commit" in facts
-    assert {file.name for file in (finished / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {file.stem for file in (finished / "checkpoints").iterdir()} == {"best", "last", "previous"}
     assert torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)["classes"] == list("abcde")
     assert "ETA" in (log := (finished / "train.log").read_text()) and "epoch 2  validation: top-1 error" in log
 

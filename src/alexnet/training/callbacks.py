@@ -164,14 +164,9 @@ class Plateau(L.Callback):
 
     def __init__(self, pictures: int, stop: bool):
         self.pictures, self.stop = pictures, stop
-        self.seen = self.flat = self.left = 0
+        self.seen = self.flat = self.left = self.steps = 0
+        self.total: float | torch.Tensor = 0.0  # of the losses of so many steps
         self.warned = False
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self.total, self.steps = 0.0, 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -185,7 +180,7 @@ class Plateau(L.Callback):
         if self.steps < STEPS:
             return
         ratio = float(self.total) / STEPS / math.log(len(module.classes))
-        self._restart()
+        self.total, self.steps = 0.0, 0
         pictures = STEPS * trainer.datamodule.batch_size  # type: ignore[attr-defined]
         self.flat = self.flat + pictures if abs(ratio - 1) <= 0.01 else 0
         if ratio < 0.99:
@@ -207,7 +202,8 @@ class Plateau(L.Callback):
             module.log("train/plateau", float(self.left))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen, "flat": self.flat, "left": self.left, "warned": self.warned}
+        names = ("seen", "flat", "left", "steps", "warned")
+        return {name: getattr(self, name) for name in names} | {"total": float(self.total)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)

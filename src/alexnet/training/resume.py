@@ -43,6 +43,7 @@ class ResumePoints(Checkpoint):
     def __init__(self, dirpath: str, minutes: float):
         self.file, self.minutes = Path(dirpath) / "last.ckpt", minutes
         self.signal = self.ending = 0
+        self.unflushed = False  # numbers up to a checkpoint that may not be in the event file
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.saved = time.monotonic()
@@ -68,7 +69,11 @@ class ResumePoints(Checkpoint):
         self.ending = number
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.ending:  # only here, since the last step's numbers are logged after its end
+        if self.unflushed:  # only here, since the last step's numbers are logged after its end
+            for logger in trainer.loggers:
+                logger.save()
+            self.unflushed = False
+        if self.ending:
             self._end(trainer, self.ending)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -78,7 +83,7 @@ class ResumePoints(Checkpoint):
         if trainer.is_global_zero and self.file.exists():
             self.file.replace(self.file.with_name("previous.ckpt"))
         trainer.save_checkpoint(self.file, weights_only=False)
-        self.saved = time.monotonic()
+        self.saved, self.unflushed = time.monotonic(), True
 
     def _end(self, trainer: L.Trainer, number: int) -> None:
         if not trainer.is_global_zero:
