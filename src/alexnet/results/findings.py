@@ -13,7 +13,13 @@ from alexnet.results.kernels import conv1, selectivity
 from alexnet.results.runs import Run
 from alexnet.results.scoring import Z
 
-REPRODUCED, OPPOSITE, NOT_SHOWN, NOT_RUN, SHOWN = "reproduced", "the opposite", "not shown", "not run", "shown"
+REPRODUCED, OPPOSITE, NOT_SHOWN, NOT_RUN, SHOWN = (
+    "direction reproduced",
+    "the opposite",
+    "not shown",
+    "not run",
+    "shown",
+)
 # Options in which runs may differ and still be compared.
 FREE: tuple[str, ...] = ("seed", "run_folder", "resume", "callbacks", "logger", "parallel", "compile", "fused")
 FREE = (*FREE, *(f"trainer.{name}" for name in ("devices", "accelerator", "num_nodes", "log_every_n_steps")))

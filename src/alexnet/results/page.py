@@ -18,9 +18,9 @@ KIND = {REPRODUCED: "reproduced", SHOWN: "reproduced", OPPOSITE: "opposite"}
 TITLE = "AlexNet, claim by claim"
 INTRO = (
     "Every table, figure and claim of Krizhevsky, Sutskever and Hinton (2012) beside what the runs here came to. "
-    "“Reproduced” means that the 95 % interval of the difference lies wholly on the paper's side of none; “not shown” "
-    "that it does not, or that there is but one run. What was run on a smaller set than the paper's says so: its size "
-    "need not agree, only its direction."
+    "“Direction reproduced” means that the 95 % interval of the difference lies wholly on the paper's side of none, "
+    "whatever its size; “not shown” that it does not, or that there is but one run. What was run on a smaller set than "
+    "the paper's says so."
 )
 
 
