@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet.data.store import Store
@@ -107,16 +108,20 @@ FORMS = {
 
 @pytest.fixture(scope="session")
 def by_form(small, tmp_path_factory) -> Callable[[str], Path]:
-    """Folders of the same eight steps, dropout and all, in each form."""
-    folders: dict[str, Path] = {}
+    """Folders of the same eight steps, dropout and all, in each form; the test processes share them."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
 
     def folder(form: str) -> Path:
-        if form not in folders:
-            need(int(FORMS[form][0].split("=")[1]))
-            folders[form] = tmp_path_factory.mktemp("forms") / "run"
-            options = ["data.batch_size=12", "trainer.max_epochs=2", ON]
-            done = run("train.py", *small, *options, *FORMS[form], f"hydra.run.dir={folders[form]}")
-            assert done.returncode == 0, done.stderr
-        return folders[form]
+        place = shared / "forms" / form
+        place.parent.mkdir(exist_ok=True)
+        with FileLock(f"{place}.lock"):
+            if not (place / "result.json").exists():
+                need(int(FORMS[form][0].split("=")[1]))
+                options = ["data.batch_size=12", "trainer.max_epochs=2", ON]
+                done = run("train.py", *small, *options, *FORMS[form], f"hydra.run.dir='{place}'")
+                assert done.returncode == 0, done.stderr
+        return place
 
     return folder
