@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the test processes share the cores, threads would wait
+
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -21,8 +23,7 @@ ON = f"trainer.accelerator={ACCELERATOR}"
 
 def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs a door in a process of its own, as a user would: `run("train.py", "model=alexnet")`."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture

@@ -13,12 +13,10 @@ from conftest import ROOT, board, losses, result, run, run_facts
 
 from alexnet.entry import checkpoint_file
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-
 
 def start(*command: str, **env: str) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=ENV | env, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)  # type: ignore[call-overload]
 
 
 def wait_for(file: Path, process: subprocess.Popen[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 from conftest import FORMS, ON, ROOT, losses, need, result, run
 
 from alexnet.entry import checkpoint_file
+from alexnet.training.resume import AtomicIO
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -37,9 +38,8 @@ def test_killed_within_an_epoch(form, small, tmp_path):
     options += ["callbacks.last.minutes=0"]
     assert run("train.py", *options, f"hydra.run.dir={tmp_path / 'whole'}").returncode == 0
     killed = tmp_path / "killed"
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "train.py", *options, f"hydra.run.dir={killed}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
     while not (killed / "checkpoints" / "previous.ckpt").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
@@ -50,6 +50,23 @@ def test_killed_within_an_epoch(form, small, tmp_path):
     resumed = run("train.py", f"resume={killed}")
     assert resumed.returncode == 0, resumed.stderr
     assert_same(killed, tmp_path / "whole")
+
+
+def test_broken_off_right_after_a_checkpoint_was_written(here, small, by_form, tmp_path, monkeypatch):
+    """The step's numbers are logged only later: no hole may stay in the curve."""
+    options = [*small, "data.batch_size=12", "trainer.max_epochs=2", "callbacks.last.minutes=0"]
+    save = AtomicIO.save_checkpoint
+
+    def save_and_break(self, checkpoint, path, storage_options=None):
+        save(self, checkpoint, path)
+        if checkpoint["global_step"] == 6:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(AtomicIO, "save_checkpoint", save_and_break)
+        here("train.py", *options, f"hydra.run.dir={tmp_path}")
+    here("train.py", f"resume={tmp_path}")
+    assert_same(tmp_path, by_form("one"))
 
 
 def test_the_rate_falls_as_in_the_unbroken_run(here, small, tmp_path):

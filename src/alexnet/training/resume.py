@@ -43,7 +43,8 @@ class ResumePoints(Checkpoint):
     def __init__(self, dirpath: str, minutes: float):
         self.file, self.minutes = Path(dirpath) / "last.ckpt", minutes
         self.signal = self.ending = 0
-        self.unflushed = False  # numbers up to a checkpoint that may not be in the event file
+        self.written = False
+        self.next = self.file.with_name("next.ckpt")  # until its step's numbers stand in the event file
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.saved = time.monotonic()
@@ -69,21 +70,25 @@ class ResumePoints(Checkpoint):
         self.ending = number
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.unflushed:  # only here, since the last step's numbers are logged after its end
-            for logger in trainer.loggers:
-                logger.save()
-            self.unflushed = False
+        if self.written and trainer.is_global_zero:  # only here, since the last step's numbers are logged after its end
+            self._publish()
         if self.ending:
             self._end(trainer, self.ending)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._save(trainer)
+        if trainer.is_global_zero:
+            self._publish()
 
     def _save(self, trainer: L.Trainer) -> None:
-        if trainer.is_global_zero and self.file.exists():
+        trainer.save_checkpoint(self.next, weights_only=False)
+        self.saved, self.written = time.monotonic(), True
+
+    def _publish(self) -> None:
+        if self.file.exists():
             self.file.replace(self.file.with_name("previous.ckpt"))
-        trainer.save_checkpoint(self.file, weights_only=False)
-        self.saved, self.unflushed = time.monotonic(), True
+        self.next.replace(self.file)
+        self.written = False
 
     def _end(self, trainer: L.Trainer, number: int) -> None:
         if not trainer.is_global_zero:
