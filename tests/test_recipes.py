@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 import alexnet.entry  # noqa: F401  (registers the resolvers)
 
 STEPS = 100  # of an epoch, so that 2.16 epochs are a whole number
+COLORS = np.ones(3), np.eye(3)
 
 
 def composed(*options: str) -> DictConfig:
@@ -54,6 +55,13 @@ def stopped(values: list[float], epoch: int) -> list[float]:
     return values[: epoch * STEPS] + [0.0] * (len(values) - epoch * STEPS)
 
 
+def automated(scale: int, conv1: int, noise: int) -> dict[str, list[float]]:
+    """The falling steps of nets 170, rates times `scale`; conv1 rests and the noise ends after so many epochs."""
+    weights, biases = treads(0.01 * scale, 4e-5 * scale, 4, 95), treads(0.02 * scale, 0.002 * scale, 2, 95)
+    frozen = {"conv1.weights": stopped(weights, conv1), "conv1.biases": stopped(biases, conv1)}
+    return {"weights": weights, "biases": biases, **frozen, "noise": spans(noise, 0.1, 95, 0)}
+
+
 # Each as logged in layer-params-<net>.cfg: weights, biases, conv1's, colour noise; epochs at which each ended.
 RECORDED = {
     "source_2012": {
@@ -77,20 +85,9 @@ RECORDED = {
         "conv1.biases": spans(23, 0.02, 72, 0.002, 93, 0),
         "noise": spans(68, 0.1, 93, 0),
     },
-    "net_170": {
-        "weights": treads(0.01, 4e-5, 4, 95),
-        "biases": treads(0.02, 0.002, 2, 95),
-        "conv1.weights": stopped(treads(0.01, 4e-5, 4, 95), 74),
-        "conv1.biases": stopped(treads(0.02, 0.002, 2, 95), 74),
-        "noise": spans(68, 0.1, 95, 0),
-    },
-    "net_170_256": {
-        "weights": treads(0.02, 8e-5, 4, 95),
-        "biases": treads(0.04, 0.004, 2, 95),
-        "conv1.weights": stopped(treads(0.02, 8e-5, 4, 95), 73),
-        "conv1.biases": stopped(treads(0.04, 0.004, 2, 95), 73),
-        "noise": spans(61, 0.1, 95, 0),
-    },
+    "net_170": automated(1, conv1=74, noise=68),
+    "net_170_fade": automated(1, conv1=74, noise=68),
+    "net_170_256": automated(2, conv1=73, noise=61),
     "six_conv_2009": {
         "weights": spans(7, 0.001),
         "biases": spans(7, 0.02),
@@ -149,9 +146,28 @@ def test_noise_leaves_with_its_division():
     assert shift.std(0).tolist() == pytest.approx([2.0, 3.7, 12.2], rel=0.35)
 
 
+def test_a_twentieth_of_the_rows_is_faded():
+    plain, faded = (
+        instantiate(composed(f"experiment={name}", "augment.color_noise=0", "augment.crop=32").augment)(
+            np.zeros((40, 40, 3)), *COLORS
+        )
+        for name in ("net_170", "net_170_fade")
+    )
+    pictures = torch.randint(256, (64, 40, 40, 3), dtype=torch.uint8)
+    rows = 0
+    for epoch in range(100):
+        ids = torch.randperm(10**6)[:64]
+        images, result = (augment.train(pictures, ids, epoch) for augment in (plain, faded))
+        for first in (0, 32):
+            expected = [0.75 * images[first + i] + 0.25 * images[first + 31 - i] for i in range(32)]
+            rows += (whole := torch.allclose(result[first : first + 32], torch.stack(expected)))
+            assert whole or torch.equal(result[first : first + 32], images[first : first + 32])
+    assert 3 <= rows <= 20  # of 200, 10 expected
+
+
 def test_a_crop_is_shared_by_32_pictures_on_any_number_of_devices():
     cfg = composed("experiment=source_2012", "augment.color_noise=0")
-    augment = instantiate(cfg.augment)(np.zeros((256, 256, 3)), np.ones(3), np.eye(3))
+    augment = instantiate(cfg.augment)(np.zeros((256, 256, 3)), *COLORS)
     ramp = torch.arange(256, dtype=torch.uint8)
     pictures = (ramp[:, None] // 2 + ramp[None, :] // 2)[None, :, :, None].expand(128, 256, 256, 3).contiguous()
     ids = torch.randperm(10**6)[:128]

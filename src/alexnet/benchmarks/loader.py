@@ -47,8 +47,8 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
 
 def ours(store: Store, threads: int, epochs: int) -> int:
     split = store.splits["train"]
-    order = Order(len(split), BATCH, 0, 0, 1, train=True)
-    return sum(_count(Loader(split, order, threads)) for _ in range(epochs))
+    loader = Loader(split, Order(len(split), BATCH, 0, 0, 1, train=True), threads)
+    return sum(_count(loader) for _ in range(epochs))
 
 
 def _peer(folder: Path, transforms: list[torch.nn.Module], workers: int) -> int:

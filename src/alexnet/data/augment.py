@@ -28,6 +28,8 @@ class Augment:
         color_noise: the coefficient c; 0 turns it off.
         color_noise_off: spans [from, to] of epochs in which c is 0; the authors turned it off with their late drops.
         shared_by: so many pictures in a row share one crop and mirroring, 32 in 2012.
+        fade: the share of such rows in which each picture is ¾ itself and ¼ another of the row, under its own label
+            (net 170-fade, whose ¼ was of an earlier row; this way no device needs another's pictures).
         convention: `source` adds c · Σ z·s·p per picture with s the standard deviations, divides by 1 + c in
             training, and subtracts the centre of the mean image from any crop. `paper` has the eigenvalues s² (on the
             0-1 scale, as everyone since) in place of s, no division, and the mean image cropped like the picture.
@@ -47,6 +49,7 @@ class Augment:
         color_noise: float = 0.1,
         color_noise_off: Sequence[Sequence[int]] = (),
         shared_by: int = 1,
+        fade: float = 0.0,
         convention: str = "source",
         scale: float = 1.0,
     ):
@@ -59,13 +62,15 @@ class Augment:
             raise ValueError(f"augment.color_noise={color_noise} must not be negative")
         if shared_by < 1:
             raise ValueError(f"augment.shared_by={shared_by} must be at least 1")
+        if not 0 <= fade <= 1 or fade and shared_by == 1:
+            raise ValueError(f"augment.fade={fade} must lie in 0..1, and needs augment.shared_by of at least 2")
         std = np.asarray(color_std, np.float32)
         spread = std if convention == "source" else std**2 / 255  # eigenvalue on the 0-1 scale, shown on 0-255
         self.mean = torch.from_numpy(np.ascontiguousarray(mean, np.float32))
         self.color = torch.from_numpy(np.asarray(color_vectors, np.float32) * spread).T.contiguous()
         self.seed, self.crop, self.border = seed, crop, size - crop
         self.random_crop, self.mirror, self.color_noise = random_crop, mirror, color_noise
-        self.color_noise_off, self.shared_by = color_noise_off, shared_by
+        self.color_noise_off, self.shared_by, self.fade = color_noise_off, shared_by, fade
         self.convention, self.scale = convention, scale
 
     def compile(self) -> None:
@@ -79,7 +84,9 @@ class Augment:
         self._to(pictures.device)
         noise = self.color_noise_at(epoch)
         factor = 1 / (1 + noise) if self.convention == "source" else 1.0
-        return self._varied(pictures, *self._drawn(keyed.keys(self.seed, epoch, ids), noise), factor)
+        keys = keyed.keys(self.seed, epoch, ids)
+        images = self._varied(pictures, *self._drawn(keys, noise), factor)
+        return self._faded(images, keys) if self.fade else images
 
     def _drawn(self, keys: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Each crop's corner, whether it is mirrored, and what is added to its colours, (n, 3)."""
@@ -95,6 +102,13 @@ class Augment:
         self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None, shift: Tensor, factor: float
     ) -> Tensor:
         return self._finish(self._centered(pictures, y, x, mirrored).add_(shift[:, None, None, :]), factor)
+
+    def _faded(self, images: Tensor, keys: Tensor) -> Tensor:
+        rows = torch.arange(len(images), device=images.device)
+        first = rows // self.shared_by * self.shared_by
+        other = (2 * first + self.shared_by - 1 - rows).clamp_max(len(rows) - 1)  # the row, read from its end
+        chosen = keyed.uniform(keys[first], 9, 1) < self.fade
+        return images.lerp(images[other], 0.25 * chosen[:, :, None, None])
 
     def color_noise_at(self, epoch: int) -> float:
         return 0.0 if any(begin <= epoch < end for begin, end in self.color_noise_off) else self.color_noise

@@ -89,6 +89,7 @@ class Loader:
         self.sampler, self.batch_sampler = order, None  # the names by which Lightning finds set_epoch
         self.position = self.start = 0
         self.waited = 0.0  # seconds that the training loop stood still for data
+        self.free: deque[Tensor] = deque()  # buffers, kept from epoch to epoch: new memory costs as much as a copy
 
     def __len__(self) -> int:
         return self.sampler.batches
@@ -102,7 +103,6 @@ class Loader:
 
     def _batches(self) -> Iterator[Batch]:
         rows = self.sampler.batch_ids()[self.position :]
-        free: deque[Tensor] = deque()
         ahead: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             soon = iter(rows)
@@ -111,24 +111,24 @@ class Loader:
             for ids in rows:
                 for later in islice(soon, 1):
                     self.split.expect(later[later >= 0])
-                ahead.append(pool.submit(self._read, ids, self._buffer(free, len(ids))))
+                ahead.append(pool.submit(self._read, ids, self._buffer(len(ids))))
                 if len(ahead) <= self.threads:
                     continue
-                yield from self._take(ahead, free)
+                yield from self._take(ahead)
             while ahead:
-                yield from self._take(ahead, free)
+                yield from self._take(ahead)
 
-    def _take(self, ahead: deque[Future[Batch]], free: deque[Tensor]) -> Iterator[Batch]:
+    def _take(self, ahead: deque[Future[Batch]]) -> Iterator[Batch]:
         asked = time.perf_counter()
         batch = ahead.popleft().result()
         self.waited += time.perf_counter() - asked
         yield batch
         if not self.pin_memory:  # the step is over; pinned memory goes back by itself once the copy is done
-            free.append(batch.pictures)
+            self.free.append(batch.pictures)
 
-    def _buffer(self, free: deque[Tensor], rows: int) -> Tensor:
-        if free:
-            return free.popleft()
+    def _buffer(self, rows: int) -> Tensor:
+        if self.free:
+            return self.free.popleft()
         shape = (rows, self.split.size, self.split.size, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin_memory)
 
