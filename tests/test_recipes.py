@@ -156,7 +156,7 @@ def test_a_twentieth_of_the_rows_is_faded():
     pictures = torch.randint(256, (64, 40, 40, 3), dtype=torch.uint8)
     rows = 0
     for epoch in range(100):
-        ids = torch.randperm(10**6)[:64]
+        ids = torch.arange(64) + 64 * epoch
         images, result = (augment.train(pictures, ids, epoch) for augment in (plain, faded))
         for first in (0, 32):
             expected = [0.75 * images[first + i] + 0.25 * images[first + 31 - i] for i in range(32)]
