@@ -104,7 +104,8 @@ class Loader:
     def _batches(self) -> Iterator[Batch]:
         rows = self.sampler.batch_ids()[self.position :]
         ahead: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
+        alone = torch.set_num_threads, (1,)  # in a thread: what it copies, it copies by itself
+        with ThreadPoolExecutor(self.threads, "loader", *alone) as pool:
             soon = iter(rows)
             for ids in islice(soon, self.sampler.ahead):
                 self.split.expect(ids[ids >= 0])
