@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import resource
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ class Split:
         self.starts = np.cumsum([0] + [shard["count"] for shard in shards])  # each shard's first picture
         self.remote, self.files = remote, [shard["file"] for shard in shards]
         self.shards = [] if remote else [Shard(folder / file) for file in self.files]
+        self.on_disk = True  # as far as the last batch told: what is in the page cache needs no hints, which cost 7 %
         self.ends = None if manifest["encoding"] == "raw" else np.load(folder / f"{name}-ends.npy")
 
     def __len__(self) -> int:
@@ -72,8 +74,10 @@ class Split:
         pieces = [
             (self._shard(s), b, e) for s, b, e in zip(shards.tolist(), begins.tolist(), ends.tolist(), strict=True)
         ]
-        for shard, begin, end in pieces:
-            shard.expect(begin, end)
+        before = _blocks()
+        if self.on_disk:
+            for shard, begin, end in pieces:
+                shard.expect(begin, end)
         stored = [shard.bytes[begin:end] for shard, begin, end in pieces]
         if self.ends is None:
             _join(stored, out)
@@ -82,6 +86,7 @@ class Split:
 
             for row, jpeg in enumerate(stored):
                 decode_jpeg(jpeg, out[row])
+        self.on_disk = _blocks() > before
 
     def expect(self, indices: np.ndarray) -> None:
         """Says that the pictures `indices` will be read soon."""
@@ -161,6 +166,11 @@ class Store:
         except (OSError, ValueError, EOFError):
             return [f"{name} is missing or torn"]
         return [] if actual == shape else [f"{name} has shape {actual} and not {shape}"]
+
+
+def _blocks() -> int:
+    """Blocks that this thread had to have read from a disk."""
+    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_inblock
 
 
 def _join(pieces: list[np.ndarray], out: np.ndarray) -> None:
