@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -104,8 +105,7 @@ class Loader:
     def _batches(self) -> Iterator[Batch]:
         rows = self.sampler.batch_ids()[self.position :]
         ahead: deque[Future[Batch]] = deque()
-        alone = torch.set_num_threads, (1,)  # in a thread: what it copies, it copies by itself
-        with ThreadPoolExecutor(self.threads, "loader", *alone) as pool:
+        with ThreadPoolExecutor(self.threads, "loader", _work_alone, (torch.get_num_threads(),)) as pool:
             soon = iter(rows)
             for ids in islice(soon, self.sampler.ahead):
                 self.split.expect(ids[ids >= 0])
@@ -144,6 +144,16 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.start = state["position"]
+
+
+def _work_alone(others: int) -> None:
+    """What torch does in this thread, it does without helpers. Threads that begin later would inherit that, so a thread
+    that ends at once puts back how many `others` have."""
+    torch.get_num_threads()  # the first call in a thread sets its number
+    torch.set_num_threads(1)
+    mender = Thread(target=torch.set_num_threads, args=(others,))
+    mender.start()
+    mender.join()
 
 
 def _uploaded(batches: Iterator[Batch]) -> Iterator[Batch]:
