@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORMS, ON, ROOT, losses, need, result, run
+from conftest import FORMS, ON, ROOT, board, losses, need, result, run
 
 from alexnet.entry import checkpoint_file
 from alexnet.training.resume import AtomicIO
@@ -52,14 +52,15 @@ def test_killed_within_an_epoch(form, small, tmp_path):
     assert_same(killed, tmp_path / "whole")
 
 
-def test_broken_off_right_after_a_checkpoint_was_written(here, small, by_form, tmp_path, monkeypatch):
-    """The step's numbers are logged only later: no hole may stay in the curve."""
+@pytest.mark.parametrize("step", [4, 6])
+def test_broken_off_right_after_a_checkpoint_was_written(step, here, small, by_form, tmp_path, monkeypatch):
+    """The numbers of a step, and of an epoch of four, are logged only later: no hole may stay in a curve."""
     options = [*small, "data.batch_size=12", "trainer.max_epochs=2", "callbacks.last.minutes=0"]
     save = AtomicIO.save_checkpoint
 
     def save_and_break(self, checkpoint, path, storage_options=None):
         save(self, checkpoint, path)
-        if checkpoint["global_step"] == 6:
+        if checkpoint["global_step"] == step and Path(path).name == "next.ckpt":
             raise InterruptedError
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
@@ -67,6 +68,8 @@ def test_broken_off_right_after_a_checkpoint_was_written(here, small, by_form, t
         here("train.py", *options, f"hydra.run.dir={tmp_path}")
     here("train.py", f"resume={tmp_path}")
     assert_same(tmp_path, by_form("one"))
+    resumed, whole = ([e.value for e in board(f).Scalars("train/top1_error")] for f in (tmp_path, by_form("one")))
+    assert resumed == whole and len(whole) == 2
 
 
 def test_the_rate_falls_as_in_the_unbroken_run(here, small, tmp_path):

@@ -44,7 +44,7 @@ class ResumePoints(Checkpoint):
         self.file, self.minutes = Path(dirpath) / "last.ckpt", minutes
         self.signal = self.ending = 0
         self.written = False
-        self.next = self.file.with_name("next.ckpt")  # until its step's numbers stand in the event file
+        self.next = self.file.with_name("next.ckpt")  # until its numbers stand in the event file
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.saved = time.monotonic()
@@ -70,21 +70,23 @@ class ResumePoints(Checkpoint):
         self.ending = number
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.written and trainer.is_global_zero:  # only here, since the last step's numbers are logged after its end
-            self._publish()
+        self._publish(trainer)  # only here, since the numbers of a step, and of an epoch, are logged after its end
         if self.ending:
             self._end(trainer, self.ending)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._save(trainer)
-        if trainer.is_global_zero:
-            self._publish()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._publish(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.next, weights_only=False)
         self.saved, self.written = time.monotonic(), True
 
-    def _publish(self) -> None:
+    def _publish(self, trainer: L.Trainer) -> None:
+        if not self.written or not trainer.is_global_zero:
+            return
         if self.file.exists():
             self.file.replace(self.file.with_name("previous.ckpt"))
         self.next.replace(self.file)
