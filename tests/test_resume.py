@@ -102,10 +102,11 @@ def test_a_torn_checkpoint_is_named_and_passed_over(by_form, tmp_path):
 
 def test_auto_takes_the_run_that_has_not_ended(here, small, tmp_path, monkeypatch):
     """The same command again goes on; a run that ended is left alone."""
-    options = [*small, "resume=auto", f"hydra.run.dir={tmp_path / 'run'}"]
+    options = [*small, "resume=auto", f"hydra.run.dir={tmp_path / 'run'}", "~callbacks.best"]
     here("train.py", *options, "trainer.max_epochs=1")
     here("train.py", *options, "trainer.max_epochs=2")
-    assert result(tmp_path / "run")["epochs"] == 2
+    ended = result(tmp_path / "run")
+    assert ended["epochs"] == 2 and ended["best_top1_error"] is None
 
 
 PAIRS = ("one", "two", "towers", "hybrid", "two pairs of towers")

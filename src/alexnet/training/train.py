@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import DistError
@@ -146,8 +147,8 @@ def git_commit() -> str | None:
 def write_result(run: Run) -> float:
     """result.json, the HPARAMS tab and a last line. Gives the best top-1 error."""
     metrics = {k: float(v) for k, v in run.trainer.callback_metrics.items() if not k.startswith("speed/")}
-    checkpoint: Any = run.trainer.checkpoint_callback
-    best = float(checkpoint.best_model_score) if checkpoint and checkpoint.best_model_score is not None else None
+    kept = [c.best_model_score for c in run.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    best = float(kept[0]) if kept and kept[0] is not None else None
     result = {
         "best_top1_error": best,
         "final": metrics,
