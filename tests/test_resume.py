@@ -107,6 +107,8 @@ def test_auto_takes_the_run_that_has_not_ended(here, small, tmp_path, monkeypatc
     here("train.py", *options, "trainer.max_epochs=2")
     ended = result(tmp_path / "run")
     assert ended["epochs"] == 2 and ended["best_top1_error"] is None
+    here("report.py", f"runs={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'report'}")
+    assert (tmp_path / "report" / "report.html").is_file()
 
 
 PAIRS = ("one", "two", "towers", "hybrid", "two pairs of towers")

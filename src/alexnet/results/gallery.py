@@ -48,7 +48,7 @@ def guesses(run: Run, device: str) -> list[Guess]:
     """Eight validation pictures with the run's five likeliest classes; none if its data is not here."""
     if _store(run) is None:
         return []
-    finished = load(run.folder, "best")
+    finished = load(run.folder, "best" if run.result["best_top1_error"] is not None else "last")
     on = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     shown, labels, _ = sample(finished.data.store.splits["val"], 8)
     probabilities = finished.net.to(on)(finished.data.augment.center(shown.to(on))).softmax(1).cpu()
