@@ -147,16 +147,14 @@ def test_wrong_values_are_named():
             augment(**wrong)
 
 
-def test_only_its_threads_work_alone(small_store):
-    threads = torch.get_num_threads()
+def test_only_its_threads_work_alone(small_store, monkeypatch):
+    split, before, seen = small_store.splits["train"], torch.get_num_threads(), []
+    read = split.read
+    monkeypatch.setattr(split, "read", lambda *args: (seen.append(torch.get_num_threads()), read(*args)))
     torch.set_num_threads(3)
     try:
-        loader = Loader(small_store.splits["train"], Order(48, 8, 0, 0, 1, train=True), threads=2)
-        split, seen = loader.split.read, []
-        loader.split.read = lambda *args: (seen.append(torch.get_num_threads()), split(*args))  # type: ignore[method-assign]
-        assert len(list(loader)) == 6 and seen == [1] * 6
+        assert len(list(Loader(split, Order(48, 8, 0, 0, 1, train=True), threads=2))) == 6 and seen == [1] * 6
         with ThreadPoolExecutor(1) as later:
             assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
     finally:
-        del loader.split.read
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -102,11 +102,15 @@ def test_a_torn_checkpoint_is_named_and_passed_over(by_form, tmp_path):
 
 def test_auto_takes_the_run_that_has_not_ended(here, small, tmp_path, monkeypatch):
     """The same command again goes on; a run that ended is left alone."""
-    options = [*small, "resume=auto", f"hydra.run.dir={tmp_path / 'run'}", "~callbacks.best"]
+    options = [*small, "resume=auto", f"hydra.run.dir={tmp_path / 'run'}"]
     here("train.py", *options, "trainer.max_epochs=1")
     here("train.py", *options, "trainer.max_epochs=2")
-    ended = result(tmp_path / "run")
-    assert ended["epochs"] == 2 and ended["best_top1_error"] is None
+    assert result(tmp_path / "run")["epochs"] == 2
+
+
+def test_a_run_that_keeps_no_best_checkpoint_ends_and_is_reported(here, small, tmp_path):
+    here("train.py", *small, "trainer.max_epochs=1", "~callbacks.best", f"hydra.run.dir={tmp_path / 'run'}")
+    assert result(tmp_path / "run")["best_top1_error"] is None
     here("report.py", f"runs={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'report'}")
     assert (tmp_path / "report" / "report.html").is_file()
 

@@ -26,7 +26,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
 def repeated(folder: Path, count: int) -> Store:
     """A store whose shards are all the same file."""
     shutil.rmtree(folder, ignore_errors=True)
-    write_store(folder, Plan(SIZE, ["noise"], {"train": SHARD, "val": 1}, _noise, {"benchmark": "noise"}))
+    write_store(folder, Plan(SIZE, list("0123456789"), {"train": SHARD, "val": 1}, _noise, {"benchmark": "noise"}))
     manifest = json.loads((folder / "manifest.json").read_text())
     split = manifest["splits"]["train"]
     split |= {"count": count, "shards": split["shards"][:1] * (count // SHARD)}

@@ -107,7 +107,7 @@ class Augment:
         rows = torch.arange(len(images), device=images.device)
         first = rows // self.shared_by * self.shared_by
         other = (2 * first + self.shared_by - 1 - rows).clamp_max(len(rows) - 1)  # the row, read from its end
-        chosen = keyed.uniform(keys[first], 9, 1) < self.fade
+        chosen = keyed.uniform(keys[first], 9, 1) < self.fade  # the draw after those of `_drawn`
         return images.lerp(images[other], 0.25 * chosen[:, :, None, None])
 
     def color_noise_at(self, epoch: int) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-BLOCK = 256 * 12  # bytes: 256 products of two are below 2^24, up to where float32 is exact
+BLOCK = 256 * 12  # bytes: sums of 256 products of bytes stay below 2^24, where float32 is exact
 
 
 def color_products(pixels: np.ndarray) -> np.ndarray:

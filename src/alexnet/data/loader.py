@@ -4,9 +4,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
-from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alexnet.data.store import SHARD, Split
+from alexnet.data.threads import lone_threads
 
 
 class Batch(NamedTuple):
@@ -90,7 +90,7 @@ class Loader:
         self.sampler, self.batch_sampler = order, None  # the names by which Lightning finds set_epoch
         self.position = self.start = 0
         self.waited = 0.0  # seconds that the training loop stood still for data
-        self.free: deque[Tensor] = deque()  # buffers, kept from epoch to epoch: new memory costs as much as a copy
+        self.free: deque[Tensor] = deque()  # buffers, kept from epoch to epoch: the system zeroes new memory
 
     def __len__(self) -> int:
         return self.sampler.batches
@@ -105,7 +105,7 @@ class Loader:
     def _batches(self) -> Iterator[Batch]:
         rows = self.sampler.batch_ids()[self.position :]
         ahead: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.threads, "loader", _work_alone, (torch.get_num_threads(),)) as pool:
+        with lone_threads(self.threads, "loader") as pool:
             soon = iter(rows)
             for ids in islice(soon, self.sampler.ahead):
                 self.split.expect(ids[ids >= 0])
@@ -144,16 +144,6 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.start = state["position"]
-
-
-def _work_alone(others: int) -> None:
-    """What torch does in this thread, it does without helpers. Threads that begin later would inherit that, so a thread
-    that ends at once puts back how many `others` have."""
-    torch.get_num_threads()  # the first call in a thread sets its number
-    torch.set_num_threads(1)
-    mender = Thread(target=torch.set_num_threads, args=(others,))
-    mender.start()
-    mender.join()
 
 
 def _uploaded(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -61,11 +61,8 @@ def prepare_store(
 
 
 def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Iterator[Picture]:
-    import torch
-
     from alexnet.data.decode import decode, to_jpeg  # imports torchvision, which takes seconds
 
-    torch.set_num_threads(1)  # of this thread alone: the writer's threads keep the cores busy
     for item in source.read(split, rows):
         pixels = decode(item.data, how["size"], how["resize"], how["exif"])
         if isinstance(pixels, str):

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 SHARD = 256  # pictures; 50 MB at 256 × 256
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # torch's; nobody writes to a map
 CACHE, CACHE_GB = "outputs/cache", 10.0  # of a URL's shards
+
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # torch's; nobody writes to a map
 
 
 class Shard:
@@ -57,7 +58,7 @@ class Split:
         self.starts = np.cumsum([0] + [shard["count"] for shard in shards])  # each shard's first picture
         self.remote, self.files = remote, [shard["file"] for shard in shards]
         self.shards = [] if remote else [Shard(folder / file) for file in self.files]
-        self.on_disk = True  # as far as the last batch told: what is in the page cache needs no hints, which cost 7 %
+        self.from_disk = True  # was the last batch; what lies in the page cache needs no hints, which cost 7 %
         self.ends = None if manifest["encoding"] == "raw" else np.load(folder / f"{name}-ends.npy")
 
     def __len__(self) -> int:
@@ -74,8 +75,8 @@ class Split:
         pieces = [
             (self._shard(s), b, e) for s, b, e in zip(shards.tolist(), begins.tolist(), ends.tolist(), strict=True)
         ]
-        before = _blocks()
-        if self.on_disk:
+        before = _blocks_read()
+        if self.from_disk:
             for shard, begin, end in pieces:
                 shard.expect(begin, end)
         stored = [shard.bytes[begin:end] for shard, begin, end in pieces]
@@ -86,7 +87,7 @@ class Split:
 
             for row, jpeg in enumerate(stored):
                 decode_jpeg(jpeg, out[row])
-        self.on_disk = _blocks() > before
+        self.from_disk = _blocks_read() > before
 
     def expect(self, indices: np.ndarray) -> None:
         """Says that the pictures `indices` will be read soon."""
@@ -168,8 +169,8 @@ class Store:
         return [] if actual == shape else [f"{name} has shape {actual} and not {shape}"]
 
 
-def _blocks() -> int:
-    """Blocks that this thread had to have read from a disk."""
+def _blocks_read() -> int:
+    """Blocks that the system has read from a disk for this thread."""
     return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_inblock
 
 

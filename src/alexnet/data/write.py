@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,6 +170,8 @@ def _check_space(folder: Path, plan: Plan, todo: list[tuple[str, int]]) -> None:
 
 
 def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts: Path) -> None:
+    from alexnet.data.threads import lone_threads  # imports torch
+
     total, left = len(plan.shards()), len(todo)
     if left < total:
         log.info("%d of %d shards were written before", total - left, total)
@@ -178,7 +180,7 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
     begun = last = time.monotonic()
     pictures = sum(len(plan.rows(*shard)) for shard in todo)
     count = Count()
-    with bar, ThreadPoolExecutor(_cores()) as pool:
+    with bar, lone_threads(_cores(), "writer") as pool:
         task = bar.add_task("", total=pictures, speed="")
         running: set[Future[None]] = {
             pool.submit(_write_shard, plan, split, shard, partial, parts, count) for split, shard in todo

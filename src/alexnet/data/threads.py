@@ -1,0 +1,20 @@
+"""Threads that share the cores among themselves: what torch does in one, it does without helpers."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+
+import torch
+
+
+def lone_threads(count: int | None, name: str) -> ThreadPoolExecutor:
+    """`count` threads, as many as cores by default, in each of which torch has one thread."""
+    return ThreadPoolExecutor(count, name, _work_alone, (torch.get_num_threads(),))
+
+
+def _work_alone(others: int) -> None:
+    """Threads that begin later would inherit the number, so one that ends at once puts back how many `others` have."""
+    torch.get_num_threads()  # the first call in a thread sets its number
+    torch.set_num_threads(1)
+    mender = Thread(target=torch.set_num_threads, args=(others,))
+    mender.start()
+    mender.join()
