@@ -53,6 +53,7 @@ def test_a_resumed_run_is_the_unbroken_run(finished, here, small, tmp_path):
     moved = finished.rename(tmp_path / "moved")
     here("train.py", f"resume={moved}", "trainer.max_epochs=4")
     assert not finished.exists() and result(moved) == result(tmp_path / "whole")
+    assert len(board(moved).Images("conv1/kernels")) == len(board(tmp_path / "whole").Images("conv1/kernels")) == 4
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(moved)[name]), name
 

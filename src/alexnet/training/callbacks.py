@@ -242,8 +242,9 @@ class Figures(L.Callback):
         if not trainer.is_global_zero:
             return
         board = trainer.logger.experiment  # type: ignore[union-attr]
+        step = trainer.global_step - 1  # counted as in Lightning's scalars; a resumed run forgets what comes after it
         if kernels is not None:
             towers = getattr(module.net, "towers", 1)
-            board.add_image("conv1/kernels", pictures.kernels(kernels.detach().cpu(), towers), trainer.global_step)
+            board.add_image("conv1/kernels", pictures.kernels(kernels.detach().cpu(), towers), step)
         figure = pictures.predictions(shown, labels, probabilities, data.store.names)
-        board.add_figure("validation/predictions", figure, trainer.global_step)
+        board.add_figure("validation/predictions", figure, step)
