@@ -4,7 +4,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import run, store_of
 
 OPTIONS = {
     "modle=alexnet": "Could not override 'modle'",
@@ -51,3 +51,9 @@ def test_labels_outside_the_classes(small_store, tmp_path):
     (folder / "val-labels.npy").unlink()
     np.save(folder / "val-labels.npy", np.full(1003, 5))
     assert "val-labels.npy has labels outside 0..4" in line(run("train.py", "data=store", f"data.folder={folder}"))
+
+
+def test_one_class(tmp_path):
+    pictures, labels = np.zeros((8, 72, 72, 3), np.uint8), np.zeros(8, np.int64)
+    store = store_of(tmp_path / "store", ["all"], train=(pictures, labels), val=(pictures, labels))
+    assert "has one class" in line(run("train.py", "data=store", f"data.folder={store.folder}"))

@@ -30,6 +30,8 @@ def checked(cfg: DictConfig) -> DictConfig:
             f"model.num_classes={cfg.model.num_classes}, but the data has {len(store.classes)} classes: "
             "leave it null, or give at least as many"
         )
+    if cfg.model.num_classes < 2:
+        raise ValueError(f"data.folder={cfg.data.folder} has one class: a network that tells classes apart needs two")
     _check_devices(cfg.trainer)
     _check_processes(cfg)
     _check_net(cfg)
