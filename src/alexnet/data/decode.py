@@ -6,8 +6,8 @@ from contextlib import suppress
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_image, encode_jpeg
-from torchvision.transforms.v2 import functional as F
 
 try:
     import simplejpeg  # libjpeg-turbo with less around it
@@ -28,38 +28,54 @@ def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.n
         picture = _pixels(data, exif)
     except Exception as error:  # Pillow's decoders raise whatever their format's errors are
         return " ".join(str(error).split()).split(", ", 2)[-1] or type(error).__name__
-    shorter = min(picture.shape[1:])
-    if max(picture.shape[1:]) > 4 * shorter:  # else a line would grow huge
-        picture = F.center_crop(picture, [min(side, 4 * shorter) for side in picture.shape[1:]])
-    if shorter > size and resize == "area":
-        shape = [round(side * size / shorter) for side in picture.shape[1:]]
-        picture = torch.nn.functional.interpolate(picture[None].float(), shape, mode="area")[0].round().to(torch.uint8)
-    elif shorter != size:
-        picture = F.resize(picture, [size], F.InterpolationMode.BICUBIC, antialias=True)
-    top, left = (round((side - size) / 2) for side in picture.shape[1:])
-    return picture[:, top : top + size, left : left + size].permute(1, 2, 0).contiguous().numpy()
+    height, width, _ = picture.shape
+    shorter = min(height, width)
+    picture = _center(picture, min(height, 4 * shorter), min(width, 4 * shorter))  # else a line would grow huge
+    if shorter != size:
+        picture = _resized(picture, size, "bicubic" if shorter < size else resize)
+    return np.ascontiguousarray(_center(picture, size, size))
 
 
-def _pixels(data: bytes | np.ndarray, exif: bool) -> torch.Tensor:
-    """(3, height, width) uint8. simplejpeg decodes what it can, torchvision other JPEGs, to the same pixels, and Pillow
+def _center(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = round((picture.shape[0] - height) / 2), round((picture.shape[1] - width) / 2)
+    return picture[top : top + height, left : left + width]
+
+
+def _resized(picture: np.ndarray, size: int, mode: str) -> np.ndarray:
+    """In one call of torch, since threads queue for the interpreter's lock after each; as wide as torchvision makes it,
+    or, if `mode` is area, as make-data did."""
+    height, width, _ = picture.shape
+    shorter = min(height, width)
+    batch = torch.from_numpy(picture.reshape(1, height, width, 3).transpose(0, 3, 1, 2))
+    if mode == "area":
+        shape = [round(side * size / shorter) for side in (height, width)]
+        resized = interpolate(batch.float(), shape, mode="area").round().to(torch.uint8)
+    else:
+        shape = [side * size // shorter for side in (height, width)]
+        resized = interpolate(batch, shape, mode="bicubic", antialias=True)
+    return resized.numpy()[0].transpose(1, 2, 0)
+
+
+def _pixels(data: bytes | np.ndarray, exif: bool) -> np.ndarray:
+    """(height, width, 3) uint8. simplejpeg decodes what it can, torchvision other JPEGs, to the same pixels, and Pillow
     the rest: torchvision 0.29 crashes on a torn PNG."""
     if isinstance(data, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(data)).permute(2, 0, 1)
+        return data
     if not data:
         raise ValueError("is empty")
     if simplejpeg and data[:3] == b"\xff\xd8\xff" and not exif:
         with suppress(ValueError):  # it refuses what libjpeg only warns of
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
             if colors == "YCbCr" and height * width < LARGEST:
-                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
+                return simplejpeg.decode_jpeg(data, "RGB")
     with Image.open(io.BytesIO(data)) as picture:  # reads the header, and refuses more pixels than LARGEST
         if picture.format == "JPEG":
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=exif)
+            return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=exif).permute(1, 2, 0).numpy()
         if picture.mode.startswith("I"):  # 16 bits
-            return torch.from_numpy(np.asarray(picture) >> 8).to(torch.uint8).expand(3, -1, -1)
+            return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, 2)
         upright = ImageOps.exif_transpose(picture) if exif else picture
-        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
+        return np.array(upright.convert("RGB"))
 
 
 def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 if TYPE_CHECKING:
     from alexnet.data.stream import Remote
 
-FORMAT = 2
+FORMAT = 3
 SHARD = 256  # pictures; 50 MB at 256 × 256
 CACHE, CACHE_GB = "outputs/cache", 10.0  # of a URL's shards
 
@@ -132,7 +133,7 @@ class Store:
         for split in self.manifest["splits"].values():
             for shard in split["shards"]:
                 with (self.folder / shard["file"]).open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                    if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != shard["xxh3_128"]:
                         changed.append(shard["file"])
         if changed:
             raise ValueError(f"{self.folder}: {', '.join(changed)} changed since it was written. Prepare it again")
