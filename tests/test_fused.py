@@ -43,6 +43,7 @@ def test_fused_equals_one_by_one(height, width, groups, size):
 def test_a_fused_compiled_net_in_bfloat16():
     from alexnet.nets.alexnet import AlexNet
     from alexnet.nets.fused import fuse
+    from alexnet.nets.layers import compile_in_place
 
     torch.manual_seed(0)
     net = AlexNet(num_classes=10, width=0.25).to(DEVICE, memory_format=torch.channels_last).eval()
@@ -50,7 +51,7 @@ def test_a_fused_compiled_net_in_bfloat16():
     expected = net(x)
     names = list(net.state_dict())
     fuse(net)
-    net.compile(dynamic=False)
+    compile_in_place(net)
     assert list(net.state_dict()) == names
     with torch.autocast(DEVICE, torch.bfloat16):
         actual = net(x)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from alexnet.benchmarks import Contestant
 from alexnet.benchmarks.step import TorchNorm, ceilings, compiled_bytes, configuration, device, eager_bytes, finish
-from alexnet.nets.layers import LocalResponseNorm
+from alexnet.nets.layers import LocalResponseNorm, compile_in_place
 
 SHAPES = ((96, 55, 55), (256, 27, 27))
 
@@ -55,7 +55,7 @@ class Stages:
             x.requires_grad_()
             self.work.append((stage, x, torch.randn_like(stage(x))))
             if compiled:
-                stage.compile(dynamic=False)
+                compile_in_place(stage)
         self.bytes = (compiled_bytes if compiled else eager_bytes)(self.once)
 
     def __call__(self) -> int:

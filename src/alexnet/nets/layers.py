@@ -187,3 +187,9 @@ def activation_named(name: str) -> nn.Module:
     if name not in ACTIVATIONS:
         raise ValueError(f"model.activation={name} is not known; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
+
+
+def compile_in_place(net: nn.Module, mode: str | None = None) -> None:
+    """One graph, and checkpoints keep their names. `net.compile()` would do the same from torch 2.12 on; 2.11 compiles
+    the layers of an `nn.Sequential` one by one."""
+    net.forward = torch.compile(net.forward, dynamic=False, mode=mode)  # type: ignore[method-assign]

@@ -25,6 +25,7 @@ from torch.distributed import DistError
 
 from alexnet.data.datamodule import StoreData
 from alexnet.entry import checkpoint_file, clear_errors
+from alexnet.nets.layers import compile_in_place
 from alexnet.training.callbacks import ProcessesDiffer
 from alexnet.training.checkpoints import read_checkpoint, start_from
 from alexnet.training.module import Classifier
@@ -85,7 +86,7 @@ def build(cfg: DictConfig) -> Run:
 
         fuse(net)
     if cfg.compile:
-        net.compile(dynamic=False)  # in place, so that checkpoints keep their names
+        compile_in_place(net)
         if torch.cuda.is_available():
             data.augment.compile()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
