@@ -1,6 +1,7 @@
 """The fused stage against ReLU, norm and pool one by one: on a GPU, else in Triton's interpreter."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -56,3 +57,35 @@ def test_a_fused_compiled_net_in_bfloat16():
     with torch.autocast(DEVICE, torch.bfloat16):
         actual = net(x)
     torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.05 * expected.abs().max().item())
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing is compiled in the interpreter")
+@pytest.mark.parametrize("channels", [96, 256])
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_the_kernels_compile_for_an_h100(name, channels):
+    """Needs no GPU. A value is loaded once, with its neighbours, 16 bytes at a time."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from alexnet.nets import fused
+
+    options = fused.options(torch.bfloat16, channels, [2, 5, 3, 2])
+    warps = options.pop("num_warps")
+    kernel = getattr(fused, name)
+    types = {
+        "grad": "*bf16",
+        "x": "*bf16",
+        "out": "*bf16",
+        "dx": "*bf16",
+        "places": "*u8",
+        "scale": "fp32",
+        "k": "fp32",
+    }
+    signature = {a: "constexpr" if a in options else types.get(a, "i32") for a in kernel.arg_names}
+    aligned = [i for i, a in enumerate(kernel.arg_names) if a == "C" or types.get(a, "")[:1] == "*"]
+    source = ASTSource(kernel, signature, options, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    loads = re.findall(r"ld\.global[.\w]*", compiled.asm["ptx"])
+    assert compiled.asm["cubin"] and compiled.metadata.shared < 100_000
+    assert len(loads) < 40 and all(load.endswith(".v4.b32") for load in loads), loads

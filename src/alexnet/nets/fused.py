@@ -88,92 +88,95 @@ relu_norm_pool.register_autograd(_back, setup_context=_setup)
 
 
 def _launch(kernel, made: Tensor, sizes: list[int], *args) -> None:
-    """A program for each 32 pixels of a tower of what is made."""
+    """A program for each 64 pixels, or 16 in float32, of a tower of what is made: as many as the registers hold."""
     *tensors, scale, k, shape, pooled = args
+    pixels, programs = made.numel() // made.shape[1], options(made.dtype, made.shape[1], sizes)
+    grid = triton.cdiv(pixels, programs["PIXELS"]), sizes[0]
+    kernel[grid](*tensors, scale, k, pixels, *shape[1:], *pooled[2:], **programs)
+
+
+def options(dtype: torch.dtype, channels: int, sizes: list[int]) -> dict[str, Any]:
+    """What the kernels are compiled for. bfloat16 squares are summed in TF32, float32 ones as three of these."""
     towers, size, window, stride = sizes
-    pixels, channels = made.numel() // made.shape[1], made.shape[1] // towers
-    block = triton.next_power_of_2(channels)
-    kernel[(triton.cdiv(pixels, 32), towers)](
-        *tensors, scale, k, pixels, *shape[1:], *pooled[2:],
-        CHANNELS=channels, BLOCK=block, PIXELS=32, HALF=size // 2, WINDOW=window, STRIDE=stride,
-    )  # fmt: skip
+    wide = dtype == torch.float32
+    block = max(16, triton.next_power_of_2(channels // towers))
+    return {
+        "CHANNELS": channels // towers,
+        "BLOCK": block,
+        "PIXELS": 16 if wide else 64,
+        "HALF": size // 2,
+        "WINDOW": window,
+        "STRIDE": stride,
+        "PRECISION": "tf32x3" if wide else "tf32",
+        "num_warps": block // 16,
+    }
 
 
 @triton.jit
-def _load(x, place, c, inside, CHANNELS: tl.constexpr):
-    """relu(x) in float32; 0 outside of the tower."""
-    here = inside & (c >= 0) & (c < CHANNELS)
-    return tl.maximum(tl.load(x + place + c, mask=here, other=0.0).to(tl.float32), 0.0)
+def _relu(x, pixel, C, c, inside, CHANNELS: tl.constexpr):
+    """In float32; 0 outside of the tower."""
+    return tl.maximum(tl.load(x + pixel.to(tl.int64) * C + c, inside & (c < CHANNELS), 0.0).to(tl.float32), 0.0)
 
 
 @triton.jit
-def _denominator(x, place, c, inside, scale, k, HALF: tl.constexpr, CHANNELS: tl.constexpr):
-    total = tl.zeros_like(_load(x, place, c, inside, CHANNELS))
-    for shift in tl.static_range(-HALF, HALF + 1):
-        value = _load(x, place, c + shift, inside, CHANNELS)
-        total += value * value
-    return k + scale * total
+def _window(values, BLOCK: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """Sums over a channel and its neighbours, by a matrix of ones along the diagonal: the GPU has units for that, and
+    every value is loaded once."""
+    c = tl.arange(0, BLOCK)
+    near = tl.abs(c[:, None] - c[None, :]) <= HALF
+    return tl.dot(values, near.to(tl.float32), input_precision=PRECISION)
 
 
 @triton.jit
 def _forward(
     x, out, places, scale, k, pixels, C, H, W, PH, PW,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
-    HALF: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr,
+    HALF: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
     c = tl.arange(0, BLOCK)[None, :]
     tower = tl.program_id(1) * CHANNELS
     n, ph, pw = p // (PH * PW), p // PW % PH, p % PW
     best = tl.full((PIXELS, BLOCK), -1.0, tl.float32)
-    which = tl.zeros((PIXELS, BLOCK), tl.uint8)
-    for i in tl.static_range(WINDOW):
-        for j in tl.static_range(WINDOW):
-            h, w = ph * STRIDE + i, pw * STRIDE + j
-            inside = (p < pixels) & (h < H) & (w < W)
-            place = ((n * H + h) * W + w) * C + tower
-            r = tl.rsqrt(_denominator(x, place, c, inside, scale, k, HALF, CHANNELS))
-            y = _load(x, place, c, inside, CHANNELS) * r * tl.sqrt(r)
-            better = inside & (y > best)
-            best = tl.where(better, y, best)
-            which = tl.where(better, tl.full((1, 1), i * WINDOW + j, tl.uint8), which)
+    which = tl.zeros((PIXELS, BLOCK), tl.int32)
+    for place in range(WINDOW * WINDOW):
+        h, w = ph * STRIDE + place // WINDOW, pw * STRIDE + place % WINDOW
+        inside = (p < pixels) & (h < H) & (w < W)
+        v = _relu(x + tower, (n * H + h) * W + w, C, c, inside, CHANNELS)
+        r = tl.rsqrt(k + scale * _window(v * v, BLOCK, HALF, PRECISION))
+        y = v * r * tl.sqrt(r)
+        better = inside & (y > best)
+        best = tl.where(better, y, best)
+        which = tl.where(better, place, which)
     here = (p < pixels) & (c < CHANNELS)
-    tl.store(out + p * C + tower + c, best.to(out.dtype.element_ty), mask=here)
-    tl.store(places + p * C + tower + c, which, mask=here)
+    q = p.to(tl.int64) * C + tower + c
+    tl.store(out + q, best.to(out.dtype.element_ty), mask=here)
+    tl.store(places + q, which.to(tl.uint8), mask=here)
 
 
 @triton.jit
 def _backward(
     grad, x, places, dx, scale, k, pixels, C, H, W, PH, PW,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
-    HALF: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr,
+    HALF: tl.constexpr, WINDOW: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    p = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
     c = tl.arange(0, BLOCK)[None, :]
     tower = tl.program_id(1) * CHANNELS
     n, h, w = p // (H * W), p // W % H, p % W
-    place = p * C + tower
-    inside = p < pixels
-    value = _load(x, place, c, inside, CHANNELS)
-    direct = tl.zeros((PIXELS, BLOCK), tl.float32)  # g · d^-¾ of this channel
-    window = tl.zeros((PIXELS, BLOCK), tl.float32)  # Σ g · x · d^-7/4 of its neighbours
-    for shift in tl.static_range(-HALF, HALF + 1):
-        near = c + shift
-        g = tl.zeros((PIXELS, BLOCK), tl.float32)
-        for a in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):  # the windows in which this pixel lies
-            for b in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):
-                ph, pw = h // STRIDE - a, w // STRIDE - b
-                i, j = h - ph * STRIDE, w - pw * STRIDE
-                there = inside & (ph >= 0) & (ph < PH) & (i < WINDOW) & (pw >= 0) & (pw < PW) & (j < WINDOW)
-                there &= (near >= 0) & (near < CHANNELS)
-                q = ((n * PH + ph) * PW + pw) * C + tower + near
-                chosen = tl.load(places + q, mask=there, other=255).to(tl.int64) == i * WINDOW + j
-                g += tl.load(grad + q, mask=there & chosen, other=0.0).to(tl.float32)
-        d = _denominator(x, place, near, inside, scale, k, HALF, CHANNELS)
-        r = tl.rsqrt(d)
-        scaled = g * r * tl.sqrt(r)
-        if shift == 0:
-            direct = scaled
-        window += scaled * _load(x, place, near, inside, CHANNELS) / d
-    result = tl.where(value > 0, direct - 1.5 * scale * value * window, 0.0)
-    tl.store(dx + place + c, result.to(dx.dtype.element_ty), mask=inside & (c < CHANNELS))
+    here = (p < pixels) & (c < CHANNELS)
+    v = _relu(x + tower, p, C, c, here, CHANNELS)
+    r = tl.rsqrt(k + scale * _window(v * v, BLOCK, HALF, PRECISION))
+    g = tl.zeros((PIXELS, BLOCK), tl.float32)
+    for a in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):  # the windows in which this pixel lies
+        for b in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):
+            ph, pw = h // STRIDE - a, w // STRIDE - b
+            i, j = h - ph * STRIDE, w - pw * STRIDE
+            there = here & (ph >= 0) & (ph < PH) & (i < WINDOW) & (pw >= 0) & (pw < PW) & (j < WINDOW)
+            q = ((n * PH + ph) * PW + pw).to(tl.int64) * C + tower + c
+            chosen = tl.load(places + q, there, 255) == (i * WINDOW + j).to(tl.uint8)
+            g += tl.where(chosen, tl.load(grad + q, there, 0.0).to(tl.float32), 0.0)
+    scaled = g * r * tl.sqrt(r)  # g · d^-¾
+    window = _window(scaled * v * r * r, BLOCK, HALF, PRECISION)  # Σ g · x · d^-7/4
+    result = tl.where(v > 0, scaled - 1.5 * scale * v * window, 0.0)
+    tl.store(dx + p.to(tl.int64) * C + tower + c, result.to(dx.dtype.element_ty), mask=here)
