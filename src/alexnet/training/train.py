@@ -109,6 +109,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 against torch 2.15
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has summed them
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # of one without validation
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -167,8 +168,8 @@ def write_result(run: Run) -> float:
             errors = {f"hp/{k.removeprefix('val/')}": v for k, v in metrics.items() if k.startswith("val/")}
             run.trainer.logger.log_hyperparams(flat(run.module.config), errors)
             run.trainer.logger.finalize("success")
-        if best is not None:
-            log.info("best top-1 error %.2f %% (validation, centre crop); all in %s", 100 * best, run.folder)
+        found = "no best error is known" if best is None else f"best top-1 error {100 * best:.2f} %"
+        log.info("%s (validation, centre crop); all in %s", found, run.folder)
     return best if best is not None else float("nan")
 
 
