@@ -51,17 +51,17 @@ def prepare_store(
     source = open_source(path, labels)
     how = {"size": size, "encoding": encoding, "resize": resize, "exif": exif}
     how |= {"quality": quality} if encoding == "jpeg" else {}
-    decoder = {"decoder": f"torchvision {version('torchvision')}"}
+    made_with = {name: version(name) for name in ("simplejpeg", "pillow", "torch")}
     read = partial(_read, source, how)
     made_of: dict[str, Any] = {"pictures": source.counts, "sha256": source.fingerprint, **how}
     names = readable_names(source.classes, Path(path))
     return write_store(
-        folder, Plan(size, source.classes, source.counts, read, made_of, decoder, encoding, max_bad, names)
+        folder, Plan(size, source.classes, source.counts, read, made_of, made_with, encoding, max_bad, names)
     )
 
 
 def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Iterator[Picture]:
-    from alexnet.data.decode import decode, to_jpeg  # imports torchvision, which takes seconds
+    from alexnet.data.decode import decode, to_jpeg  # imports torch, which takes seconds
 
     for item in source.read(split, rows):
         pixels = decode(item.data, how["size"], how["resize"], how["exif"])
