@@ -18,9 +18,8 @@ ROOT = Path(__file__).parent.parent
 STORE = Path("outputs/data/shapes50000")
 BF16 = [f"folder={STORE}", "precision=bf16-mixed", "rounds=7"]
 FROM_DISK = ["benchmark.py", "what=end_to_end", *BF16, "batch_size=1024", "pictures=8192", "steps=40", "compile=true"]
-CHECKS = ["-m", "pytest", "-n", "0", "tests/test_speed.py", "tests/test_fused.py", "tests/test_nets.py"]
 PARTS = {
-    "checks": [CHECKS],
+    "checks": [["-m", "pytest", "-n", "0", "tests/test_speed.py", "tests/test_fused.py", "tests/test_nets.py"]],
     "lrn": [["benchmark.py", "what=lrn", *BF16, f"batch_size={size}"] for size in (128, 1024)],
     "step": [["benchmark.py", "what=step", *BF16, f"batch_size={size}"] for size in (128, 1024)],
     "augment": [["benchmark.py", "what=augment", *BF16, "batch_size=1024"]],

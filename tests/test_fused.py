@@ -70,18 +70,10 @@ def test_the_kernels_compile_for_an_h100(name, channels):
 
     from alexnet.nets import fused
 
-    options = fused.options(torch.bfloat16, channels, [2, 5, 3, 2])
+    options = fused.launch_options(torch.bfloat16, channels, [2, 5, 3, 2])
     warps = options.pop("num_warps")
     kernel = getattr(fused, name)
-    types = {
-        "grad": "*bf16",
-        "x": "*bf16",
-        "out": "*bf16",
-        "dx": "*bf16",
-        "places": "*u8",
-        "scale": "fp32",
-        "k": "fp32",
-    }
+    types = {"places": "*u8", "scale": "fp32", "k": "fp32"} | dict.fromkeys(("grad", "x", "out", "dx"), "*bf16")
     signature = {a: "constexpr" if a in options else types.get(a, "i32") for a in kernel.arg_names}
     aligned = [i for i, a in enumerate(kernel.arg_names) if a == "C" or types.get(a, "")[:1] == "*"]
     source = ASTSource(kernel, signature, options, {(i,): [["tt.divisibility", 16]] for i in aligned})

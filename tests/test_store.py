@@ -18,6 +18,7 @@ from conftest import ROOT, run, store_of
 from PIL import Image
 
 from alexnet.benchmarks.pictures import photographs
+from alexnet.data.colors import color_products
 from alexnet.data.decode import decode
 from alexnet.data.loader import Order
 from alexnet.data.prepare import prepare_store
@@ -67,6 +68,14 @@ def test_class_folders_to_pillows_pixels(folders, tmp_path):
     np.testing.assert_allclose(store.mean, out.mean(0, dtype=np.float64), rtol=1e-6)
     covariance = store.color_vectors * store.color_std.astype(np.float64) ** 2 @ store.color_vectors.T
     np.testing.assert_allclose(covariance, np.cov(pixels.T, bias=True), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [32, 48, 256])
+def test_color_sums_are_exact(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    pixels[: size // 2] = 255
+    flat = pixels.reshape(-1, 3).astype(np.int64)
+    assert (color_products(pixels) == flat.T @ flat).all()
 
 
 def test_photographs_come_out_as_pillows(small_store, tmp_path):

@@ -1,4 +1,4 @@
-"""A picture's file to its pixels and back; apart from the rest because torch takes seconds to import."""
+"""A picture's file to its square; apart from the rest because torch takes seconds to import."""
 
 import io
 from contextlib import suppress
@@ -16,8 +16,8 @@ def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.n
     """(size, size, 3) uint8 of an encoded picture or of (height, width, 3) pixels, or what is wrong with it.
 
     The shorter side comes to `size`, then the centre square is kept (§2). resize `bicubic` is antialiased, Pillow's
-    pixels; `area` averages when it shrinks and interpolates bicubically when it enlarges, as cuda-convnet2 did.
-    exif turns the picture as its camera says, which ImageNet's labels do not expect.
+    pixels but for rounding; `area` averages when it shrinks and interpolates bicubically when it enlarges, as
+    cuda-convnet2 did. exif turns the picture as its camera says, which ImageNet's labels do not expect.
     """
     try:
         picture = _pixels(data, exif)
@@ -68,13 +68,3 @@ def _pixels(data: bytes | np.ndarray, exif: bool) -> np.ndarray:
             return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, 2)
         upright = ImageOps.exif_transpose(picture) if exif else picture
         return np.array(upright.convert("RGB"))
-
-
-def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """(height, width, 3) uint8 as a JPEG file, colours at half resolution."""
-    return simplejpeg.encode_jpeg(pixels, quality, colorsubsampling="420")
-
-
-def decode_jpeg(data: np.ndarray, out: np.ndarray) -> None:
-    """A JPEG file's pixels into `out`, (height, width, 3) uint8."""
-    simplejpeg.decode_jpeg(data, "RGB", buffer=out)

@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     size: int
 
     @property
-    def base(self) -> str:
+    def basename(self) -> str:
         return self.name.rsplit("/", 1)[-1]
 
 
@@ -53,18 +53,18 @@ class Files:
             problems += [f"class {name} is in one split only" for name in sorted(seen ^ set(self.classes))]
             self.items["val"] = [(piece, number[_top(piece)]) for piece in pieces["val"] if _top(piece) in number]
         else:
-            names = [piece.base for piece in pieces["val"]]
+            names = [piece.basename for piece in pieces["val"]]
             found = validation_labels(names, self.classes, root, halves["val"], labels)
             self.items["val"] = list(zip(pieces["val"], found, strict=True))
         for split, half in halves.items():
-            self.items[split].sort(key=lambda item: (item[1], item[0].base))
+            self.items[split].sort(key=lambda item: (item[1], item[0].basename))
             with_pictures = {label for _, label in self.items[split]}
             problems += [f"class folder {half / c} has no picture" for c, i in number.items() if i not in with_pictures]
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise ValueError(f"source={root}: {shown}")
         self.counts = {split: len(items) for split, items in self.items.items()}
-        listing = "\n".join(f"{p.base} {p.size} {i}" for items in self.items.values() for p, i in items)
+        listing = "\n".join(f"{p.basename} {p.size} {i}" for items in self.items.values() for p, i in items)
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
 
     def read(self, split: str, rows: range) -> Iterator[Encoded]:
@@ -84,8 +84,7 @@ def _pieces(half: Path) -> list[Piece]:
 
 
 def _in_folder(half: Path, folder: str, names: list[str]) -> list[Piece]:
-    """Strings here, since a Path takes three times as long, and ImageNet has a million files."""
-    pieces = []
+    pieces = []  # of strings: Paths take three times as long, and ImageNet has a million files
     inside = "".join(f"{part}/" for part in Path(folder).relative_to(half).parts)
     for name in names:
         path = f"{folder}/{name}"

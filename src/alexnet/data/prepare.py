@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import simplejpeg
 from omegaconf import DictConfig
 
 from alexnet.data.names import readable_names
@@ -61,14 +62,15 @@ def prepare_store(
 
 
 def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Iterator[Picture]:
-    from alexnet.data.decode import decode, to_jpeg  # imports torch, which takes seconds
+    from alexnet.data.decode import decode  # imports torch, which takes seconds
 
     for item in source.read(split, rows):
         pixels = decode(item.data, how["size"], how["resize"], how["exif"])
         if isinstance(pixels, str):
             yield Picture(b"", None, item.label, item.name, pixels)
         else:
-            data = to_jpeg(pixels, how["quality"]) if how["encoding"] == "jpeg" else pixels.data
+            raw = how["encoding"] == "raw"
+            data = pixels.data if raw else simplejpeg.encode_jpeg(pixels, how["quality"], colorsubsampling="420")
             yield Picture(data, pixels, item.label, item.name)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import simplejpeg
 import xxhash
 
 if TYPE_CHECKING:
@@ -84,10 +85,8 @@ class Split:
         if self.ends is None:
             _join(stored, out)
         else:
-            from alexnet.data.decode import decode_jpeg
-
-            for row, jpeg in enumerate(stored):
-                decode_jpeg(jpeg, out[row])
+            for jpeg, row in zip(stored, out, strict=True):
+                simplejpeg.decode_jpeg(jpeg, "RGB", buffer=row)
         self.from_disk = _blocks_read() > before
 
     def expect(self, indices: np.ndarray) -> None:

@@ -6,8 +6,8 @@ from threading import Thread
 import torch
 
 
-def lone_threads(count: int | None, name: str) -> ThreadPoolExecutor:
-    """`count` threads, as many as cores by default, in each of which torch has one thread."""
+def lone_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """`count` threads, in each of which torch has one thread."""
     return ThreadPoolExecutor(count, name, _work_alone, (torch.get_num_threads(),))
 
 

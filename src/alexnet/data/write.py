@@ -203,9 +203,9 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
             raise
 
 
-def _cores() -> int | None:
+def _cores() -> int:
     """Those that this process may use, where the system says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

@@ -90,12 +90,12 @@ relu_norm_pool.register_autograd(_back, setup_context=_setup)
 def _launch(kernel, made: Tensor, sizes: list[int], *args) -> None:
     """A program for each 64 pixels, or 16 in float32, of a tower of what is made: as many as the registers hold."""
     *tensors, scale, k, shape, pooled = args
-    pixels, programs = made.numel() // made.shape[1], options(made.dtype, made.shape[1], sizes)
-    grid = triton.cdiv(pixels, programs["PIXELS"]), sizes[0]
-    kernel[grid](*tensors, scale, k, pixels, *shape[1:], *pooled[2:], **programs)
+    pixels, options = made.numel() // made.shape[1], launch_options(made.dtype, made.shape[1], sizes)
+    grid = triton.cdiv(pixels, options["PIXELS"]), sizes[0]
+    kernel[grid](*tensors, scale, k, pixels, *shape[1:], *pooled[2:], **options)
 
 
-def options(dtype: torch.dtype, channels: int, sizes: list[int]) -> dict[str, Any]:
+def launch_options(dtype: torch.dtype, channels: int, sizes: list[int]) -> dict[str, Any]:
     """What the kernels are compiled for. bfloat16 squares are summed in TF32, float32 ones as three of these."""
     towers, size, window, stride = sizes
     wide = dtype == torch.float32
@@ -113,9 +113,9 @@ def options(dtype: torch.dtype, channels: int, sizes: list[int]) -> dict[str, An
 
 
 @triton.jit
-def _relu(x, pixel, C, c, inside, CHANNELS: tl.constexpr):
-    """In float32; 0 outside of the tower."""
-    return tl.maximum(tl.load(x + pixel.to(tl.int64) * C + c, inside & (c < CHANNELS), 0.0).to(tl.float32), 0.0)
+def _relu(x, pixel, C, c, inside):
+    """In float32; 0 where it is not inside."""
+    return tl.maximum(tl.load(x + pixel.to(tl.int64) * C + c, inside, 0.0).to(tl.float32), 0.0)
 
 
 @triton.jit
@@ -137,18 +137,18 @@ def _forward(
     c = tl.arange(0, BLOCK)[None, :]
     tower = tl.program_id(1) * CHANNELS
     n, ph, pw = p // (PH * PW), p // PW % PH, p % PW
+    here = (p < pixels) & (c < CHANNELS)
     best = tl.full((PIXELS, BLOCK), -1.0, tl.float32)
     which = tl.zeros((PIXELS, BLOCK), tl.int32)
     for place in range(WINDOW * WINDOW):
         h, w = ph * STRIDE + place // WINDOW, pw * STRIDE + place % WINDOW
-        inside = (p < pixels) & (h < H) & (w < W)
-        v = _relu(x + tower, (n * H + h) * W + w, C, c, inside, CHANNELS)
+        inside = here & (h < H) & (w < W)
+        v = _relu(x + tower, (n * H + h) * W + w, C, c, inside)
         r = tl.rsqrt(k + scale * _window(v * v, BLOCK, HALF, PRECISION))
         y = v * r * tl.sqrt(r)
         better = inside & (y > best)
         best = tl.where(better, y, best)
         which = tl.where(better, place, which)
-    here = (p < pixels) & (c < CHANNELS)
     q = p.to(tl.int64) * C + tower + c
     tl.store(out + q, best.to(out.dtype.element_ty), mask=here)
     tl.store(places + q, which.to(tl.uint8), mask=here)
@@ -165,7 +165,7 @@ def _backward(
     tower = tl.program_id(1) * CHANNELS
     n, h, w = p // (H * W), p // W % H, p % W
     here = (p < pixels) & (c < CHANNELS)
-    v = _relu(x + tower, p, C, c, here, CHANNELS)
+    v = _relu(x + tower, p, C, c, here)
     r = tl.rsqrt(k + scale * _window(v * v, BLOCK, HALF, PRECISION))
     g = tl.zeros((PIXELS, BLOCK), tl.float32)
     for a in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):  # the windows in which this pixel lies

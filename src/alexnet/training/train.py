@@ -32,10 +32,8 @@ from alexnet.training.module import Classifier
 from alexnet.training.resume import AtomicIO
 
 log = logging.getLogger(__name__)
-GLOO = (
-    "gloo",
-    "Application timeout caused pair closure",
-)  # its errors have no type of their own, and the second no name
+# Gloo's errors have no type of their own, and the second not even its name.
+GLOO = ("gloo", "Application timeout caused pair closure")
 
 
 @dataclass
@@ -168,8 +166,8 @@ def write_result(run: Run) -> float:
             errors = {f"hp/{k.removeprefix('val/')}": v for k, v in metrics.items() if k.startswith("val/")}
             run.trainer.logger.log_hyperparams(flat(run.module.config), errors)
             run.trainer.logger.finalize("success")
-        found = "no best error is known" if best is None else f"best top-1 error {100 * best:.2f} %"
-        log.info("%s (validation, centre crop); all in %s", found, run.folder)
+        found = "" if best is None else f"best top-1 error {100 * best:.2f} % (validation, centre crop); "
+        log.info("%sall in %s", found, run.folder)
     return best if best is not None else float("nan")
 
 
