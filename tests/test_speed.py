@@ -87,7 +87,8 @@ def test_a_step_never_waits_for_the_gpu(here, small, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_uploads_beside_the_work_bring_the_same_bytes(small_store):
     split = small_store.splits["val"]
-    plain, uploaded = (Loader(split, Order(1003, 96, 0, 0, 1, train=False), 2, pin) for pin in (False, True))
+    order = Order(1003, 96, 0, 0, 1, train=False)
+    plain, uploaded = (Loader(split, order, 2, torch.device(name)) for name in ("cpu", "cuda"))
     for expected, actual in zip(plain, uploaded, strict=True):
         busy = torch.randn(2000, 2000, device="cuda") @ torch.randn(2000, 2000, device="cuda")
         assert all(torch.equal(a.cpu(), b) for a, b in zip(actual, expected, strict=True)) and busy.isfinite().all()

@@ -88,12 +88,11 @@ def _take(steps: Steps, batches: Iterator[tuple[Tensor, Tensor] | None], count: 
 
 
 def _store(data: StoreData) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = data.loader("train")
+    loader = data.loader("train", device())
     for epoch in count():
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            pictures, ids = batch.pictures.to(device(), non_blocking=True), batch.ids.to(device(), non_blocking=True)
-            yield data.augment.train(pictures, ids, epoch), batch.labels
+            yield data.augment.train(batch.pictures, batch.ids, epoch), batch.labels
 
 
 def _folder(cfg: DictConfig) -> Iterator[tuple[Tensor, Tensor]]:

@@ -69,6 +69,8 @@ class Augment:
         self.mean = torch.from_numpy(np.ascontiguousarray(mean, np.float32))
         self.color = torch.from_numpy(np.asarray(color_vectors, np.float32) * spread).T.contiguous()
         self.seed, self.crop, self.border = seed, crop, size - crop
+        far, mid = self.border, self.border // 2
+        self.five_crops = torch.tensor([(0, 0), (0, far), (mid, mid), (far, 0), (far, far)])
         self.random_crop, self.mirror, self.color_noise = random_crop, mirror, color_noise
         self.color_noise_off, self.shared_by, self.fade = color_noise_off, shared_by, fade
         self.convention, self.scale = convention, scale
@@ -123,19 +125,18 @@ class Augment:
         """(n, size, size, 3) uint8 to (n · 10, 3, crop, crop) float32, a picture's views side by side: the corners and
         the centre, then their mirror images."""
         self._to(pictures.device)
-        far, mid = self.border, self.border // 2
-        places = torch.tensor([(0, 0), (0, far), (mid, mid), (far, 0), (far, far)], device=pictures.device)
-        y, x = places.repeat(len(pictures), 1).unbind(1)
-        repeated = pictures.repeat_interleave(len(places), 0)
+        y, x = self.five_crops.repeat(len(pictures), 1).unbind(1)
+        crops = len(self.five_crops)
+        repeated = pictures.repeat_interleave(crops, 0)
         plain, mirrored = (
-            self._centered(repeated, y, x, torch.full_like(y, flip, dtype=torch.bool)).unflatten(0, (-1, len(places)))
+            self._centered(repeated, y, x, torch.full_like(y, flip, dtype=torch.bool)).unflatten(0, (-1, crops))
             for flip in (False, True)
         )
         return self._finish(torch.cat([plain, mirrored], 1).flatten(0, 1))
 
     def _to(self, device: torch.device) -> None:
         """Once: a copy in every step would make the host wait for the device."""
-        self.mean, self.color = self.mean.to(device), self.color.to(device)
+        self.mean, self.color, self.five_crops = (x.to(device) for x in (self.mean, self.color, self.five_crops))
 
     def _centered(self, pictures: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None = None) -> Tensor:
         """The crops at (y, x), mirrored where asked, less the mean image, in float32."""

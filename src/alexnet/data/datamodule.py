@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alexnet.data.augment import Augment
-from alexnet.data.loader import Batch, Loader, Order
+from alexnet.data.loader import CPU, Batch, Loader, Order
 from alexnet.data.store import CACHE, CACHE_GB, open_store
 
 WINDOW = 32  # shards of a URL: 1.6 GB of 256² pictures
@@ -73,17 +73,19 @@ class StoreData(L.LightningDataModule):
             len(shards), self.batch_size, self.seed, rank, world_size, train, self.window, starts=shards.starts
         )
 
-    def loader(self, split: str) -> Loader:
+    def loader(self, split: str, device: torch.device = CPU) -> Loader:
         """This rank's batches of `train` or `val`, as raw bytes."""
         share = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {"rank": 0, "num_replicas": 1}
         order = self.order(split, share["rank"], share["num_replicas"])  # ranks that share a net's towers share batches
-        return Loader(self.store.splits[split], order, self.threads, pin_memory=torch.cuda.is_available())
+        return Loader(self.store.splits[split], order, self.threads, device)
 
     def train_dataloader(self) -> Loader:
-        return self.loader("train")
+        assert self.trainer is not None
+        return self.loader("train", self.trainer.strategy.root_device)
 
     def val_dataloader(self) -> Loader:
-        return self.loader("val")
+        assert self.trainer is not None
+        return self.loader("val", self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Images:
         """Bytes to what the net sees; runs on the device."""

@@ -15,6 +15,8 @@ from torch import Tensor
 from alexnet.data.store import SHARD, Split
 from alexnet.data.threads import lone_threads
 
+CPU = torch.device("cpu")
+
 
 class Batch(NamedTuple):
     """pictures (n, size, size, 3) uint8; labels and ids (n,) int64; weights (n,) float32, 0 where a row is padding."""
@@ -82,11 +84,11 @@ class Order:
 
 
 class Loader:
-    """Iterates the batches of one rank, read ahead by `threads` threads. Its state is one integer: the position in
-    the epoch, whose number Lightning keeps."""
+    """Iterates the batches of one rank, read ahead by `threads` threads; if `device` is a GPU, they lie on it. Its
+    state is one integer: the position in the epoch, whose number Lightning keeps."""
 
-    def __init__(self, split: Split, order: Order, threads: int = 2, pin_memory: bool = False):
-        self.split, self.threads, self.pin_memory = split, threads, pin_memory
+    def __init__(self, split: Split, order: Order, threads: int = 2, device: torch.device = CPU):
+        self.split, self.threads, self.device, self.pin_memory = split, threads, device, device.type == "cuda"
         self.sampler, self.batch_sampler = order, None  # the names by which Lightning finds set_epoch
         self.position = self.start = 0
         self.waited = 0.0  # seconds that the training loop stood still for data
@@ -98,7 +100,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         self.position, self.start = self.start, 0
         batches = self._batches()
-        for batch in _uploaded(batches) if self.pin_memory else batches:
+        for batch in _uploaded(batches, self.device) if self.pin_memory else batches:
             self.position += 1
             yield batch
 
@@ -146,21 +148,22 @@ class Loader:
         self.start = state["position"]
 
 
-def _uploaded(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches on the GPU: the next one's bytes cross beside the work on this one."""
-    uploads, waiting = torch.cuda.Stream(), deque[tuple[Batch, torch.cuda.Event]]()
+def _uploaded(batches: Iterator[Batch], gpu: torch.device) -> Iterator[Batch]:
+    """The batches on the GPU: the next one's bytes cross beside the work on this one. Copies from pageable memory could
+    wait for those before them, so all of a batch is pinned."""
+    uploads, waiting = torch.cuda.Stream(gpu), deque[tuple[Batch, torch.cuda.Event]]()
     for batch in batches:
         with torch.cuda.stream(uploads):
-            there = Batch(*(t.to("cuda", non_blocking=True) for t in batch))
+            there = Batch(*(t.pin_memory().to(gpu, non_blocking=True) for t in batch))
             waiting.append((there, uploads.record_event()))
         if len(waiting) > 1:
-            yield _arrived(*waiting.popleft())
+            yield _arrived(*waiting.popleft(), gpu)
     while waiting:
-        yield _arrived(*waiting.popleft())
+        yield _arrived(*waiting.popleft(), gpu)
 
 
-def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
-    work = torch.cuda.current_stream()
+def _arrived(batch: Batch, event: torch.cuda.Event, gpu: torch.device) -> Batch:
+    work = torch.cuda.current_stream(gpu)
     work.wait_event(event)
     for t in batch:
         t.record_stream(work)  # whose memory is not used again before that work is done

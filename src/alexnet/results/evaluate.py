@@ -119,12 +119,12 @@ def _ensemble(cfg: DictConfig, each: list[dict[str, Tensor]], labels: Tensor, cl
 def probabilities(net: nn.Module, data: StoreData, device: torch.device) -> dict[str, Tensor]:
     """(pictures, classes) float32 of the validation set in its order, for each view."""
     found: dict[str, list[Tensor]] = {view: [] for view in VIEWS}
-    for batch in track(data.loader("val"), "evaluating", transient=True):
-        pictures = batch.pictures.to(device, non_blocking=True)
-        real = batch.weights > 0
-        found["centre crop"].append(net(data.augment.center(pictures)).softmax(1).cpu()[real])
-        found["ten views"].append(ten_view_probabilities(net, data.augment, pictures).cpu()[real])
-    return {view: torch.cat(values) for view, values in found.items()}
+    for batch in track(data.loader("val", device), "evaluating", transient=True):
+        pictures = batch.pictures.to(device)
+        found["centre crop"].append(net(data.augment.center(pictures)).softmax(1).cpu())
+        found["ten views"].append(ten_view_probabilities(net, data.augment, pictures).cpu())
+    count = len(data.store.splits["val"])  # and then padding
+    return {view: torch.cat(values)[:count] for view, values in found.items()}
 
 
 def ten_view_probabilities(net: nn.Module, augment: Augment, pictures: Tensor) -> Tensor:

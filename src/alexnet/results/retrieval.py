@@ -26,10 +26,10 @@ def neighbours(run: "Finished", cfg: DictConfig, device: torch.device) -> list[d
     wanted = features(net, cfg.layer, data.augment.center(shown.to(device)))
     nearest = Nearest(wanted, cfg.nearest)
     order = Order(len(train), data.batch_size, 0, 0, 1, train=False)
-    for batch in track(Loader(train, order, data.threads), "comparing", transient=True):
-        real = batch.weights > 0
+    for batch in track(Loader(train, order, data.threads, device), "comparing", transient=True):
+        real = (batch.weights > 0).to(device)
         found = features(net, cfg.layer, data.augment.center(batch.pictures.to(device)))
-        nearest.add(found[real.to(device)], batch.ids[real].to(device))
+        nearest.add(found[real], batch.ids.to(device)[real])
     ids, distances = nearest.ids.cpu().numpy(), nearest.squares.sqrt().cpu()
     result = [
         {
