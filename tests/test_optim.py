@@ -88,6 +88,16 @@ def test_errors_against_counting():
         metric.compute()
 
 
+def test_losses_are_summed_exactly_in_a_bfloat16_module():
+    metric = Errors(2)
+    torch.nn.Sequential(metric).to(torch.bfloat16)
+    for _ in range(2):
+        for _ in range(1000):
+            metric.update(torch.eye(2), torch.tensor([0, 1]), torch.ones(2), torch.full((2,), 0.5))
+        assert metric.compute()["loss"] == 0.5
+        metric.reset()
+
+
 def test_update_rule_in_any_layout():
     """The gradient and the velocity may lie otherwise than the weights, as after a checkpoint."""
     torch.manual_seed(0)

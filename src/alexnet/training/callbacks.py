@@ -235,7 +235,8 @@ class Figures(L.Callback):
         shown, labels, _ = pictures.sample(data.store.splits["val"], 8)
         # By every rank, since the net may be spread over them; not compiled once more for eight pictures.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            probabilities = module.net(data.augment.center(shown.to(module.device))).softmax(1).cpu()
+            images = trainer.precision_plugin.convert_input(data.augment.center(shown.to(module.device)))
+            probabilities = module.net(images).float().softmax(1).cpu()
             kernels = dict(module.net.named_parameters()).get("conv1.weight")
             if isinstance(kernels, DTensor):
                 kernels = kernels.full_tensor()
@@ -245,6 +246,6 @@ class Figures(L.Callback):
         step = trainer.global_step - 1  # counted as in Lightning's scalars; a resumed run forgets what comes after it
         if kernels is not None:
             towers = getattr(module.net, "towers", 1)
-            board.add_image("conv1/kernels", pictures.kernels(kernels.detach().cpu(), towers), step)
+            board.add_image("conv1/kernels", pictures.kernels(kernels.detach().float().cpu(), towers), step)
         figure = pictures.predictions(shown, labels, probabilities, data.store.names)
         board.add_figure("validation/predictions", figure, step)

@@ -38,7 +38,8 @@ class Errors(Metric):
         for i, k in enumerate(self.ks):
             self.misses[i] += (~hits[:, :k].any(1) & counted).sum()
         self.pictures += counted.sum()
-        self.total_loss += (loss * weights).sum()
+        # A module in bfloat16 makes its metrics' states so, where 256 + 1 is 256.
+        self.total_loss = self.total_loss.double() + (loss * weights).sum()
         self.broken += (~torch.isfinite(scores).all(1) & counted).sum()
 
     def compute(self) -> dict[str, Tensor]:
