@@ -85,8 +85,6 @@ def build(cfg: DictConfig) -> Run:
         fuse(net)
     if cfg.compile:
         compile_in_place(net)
-        if torch.cuda.is_available():
-            data.augment.compile()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     form = instantiate(cfg.parallel)
     rules = instantiate(cfg.optimizer), instantiate(cfg.schedule)
@@ -96,6 +94,8 @@ def build(cfg: DictConfig) -> Run:
     checkpoint = checkpoint_file(cfg.resume, "last") if cfg.resume else None
     logger = instantiate(cfg.logger, purge_step=read_checkpoint(checkpoint)["global_step"] if checkpoint else None)
     trainer = instantiate(cfg.trainer, strategy=strategy, callbacks=callbacks, logger=logger, plugins=AtomicIO())
+    if cfg.compile and trainer.strategy.root_device.type == "cuda":
+        data.augment.compile()
     return Run(Path(HydraConfig.get().runtime.output_dir), cfg, trainer, module, data, checkpoint)
 
 
@@ -121,6 +121,7 @@ def quiet_lightning() -> None:
 def write_start(run: Run) -> None:
     """config.yaml and run.json: what is needed to do this run again."""
     OmegaConf.save(run.config, run.folder / "config.yaml")  # unresolved, so that the folder may move
+    device = run.trainer.strategy.root_device
     packages = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy")
     facts = {
         "command": sys.argv,
@@ -129,7 +130,7 @@ def write_start(run: Run) -> None:
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
         "devices": run.trainer.world_size,
         "parameters": sum(p.numel() for p in run.module.net.parameters()),
     }
