@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the test processes share the cores, threads would wait
+# By default the tests see no GPU; ACCELERATOR=gpu runs them on GPUs, the forms as far as there are enough.
+os.environ.update({} if os.environ.get("ACCELERATOR") == "gpu" else {"CUDA_VISIBLE_DEVICES": ""})
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # float32 is float32 on a GPU too, so that runs can be compared
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from alexnet.data.store import Store
 from alexnet.data.write import Picture, Plan, write_store
 
 ROOT = Path(__file__).parent.parent
-ACCELERATOR = os.environ.get("ACCELERATOR", "cpu")  # gpu: the forms on NCCL, as far as there are GPUs
+ACCELERATOR = os.environ.get("ACCELERATOR", "cpu")
 ON = f"trainer.accelerator={ACCELERATOR}"
 
 
@@ -92,6 +95,7 @@ def small(small_store) -> list[str]:
     """Options of AlexNet at an eighth of its width on the small store: six steps an epoch, dropout as in the paper."""
     return [
         *("model=alexnet", "model.width=0.125", "model.init=kaiming", "augment.crop=67", "augment.scale=0.016"),
+        "trainer.deterministic=true",
         *("data=store", f"data.folder={small_store.folder}", "data.batch_size=8", "trainer.log_every_n_steps=1"),
     ]
 

@@ -3,6 +3,7 @@ the hardware, versions and date that belong beside every figure. Needs 12 GB of 
 `python tests/gpu.py checks lrn` does two parts alone; the others are step, augment, evaluate and end_to_end."""
 
 import datetime
+import os
 import platform
 import subprocess
 import sys
@@ -18,8 +19,9 @@ ROOT = Path(__file__).parent.parent
 STORE = Path("outputs/data/shapes50000")
 BF16 = [f"folder={STORE}", "precision=bf16-mixed", "rounds=7"]
 FROM_DISK = ["benchmark.py", "what=end_to_end", *BF16, "batch_size=1024", "pictures=8192", "steps=40", "compile=true"]
+CHECKS = [f"tests/test_{name}.py" for name in ("fused", "speed", "nets", "results", "runs", "resume", "parallel")]
 PARTS = {
-    "checks": [["-m", "pytest", "-n", "0", "tests/test_speed.py", "tests/test_fused.py", "tests/test_nets.py"]],
+    "checks": [["-m", "pytest", "-n", "4", *CHECKS]],
     "lrn": [["benchmark.py", "what=lrn", *BF16, f"batch_size={size}"] for size in (128, 1024)],
     "step": [["benchmark.py", "what=step", *BF16, f"batch_size={size}"] for size in (128, 1024)],
     "augment": [["benchmark.py", "what=augment", *BF16, "batch_size=1024"]],
@@ -42,7 +44,7 @@ def main() -> None:
 
 def _run(command: list[str]) -> bool:
     print("\n$ python", *command, flush=True)
-    return subprocess.run([sys.executable, *command], cwd=ROOT).returncode == 0
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=os.environ | {"ACCELERATOR": "gpu"}).returncode == 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORMS, ON, board, losses, result, run
+from conftest import FORMS, ON, board, losses, need, result, run
 
 from alexnet.nets.alexnet import AlexNet
 from alexnet.nets.cifar import CifarConv4
@@ -128,6 +128,7 @@ def test_processes_share_one_folder(by_form):
 
 
 def test_a_run_goes_on_in_another_form(finished, here, tmp_path):
+    need(2)
     alone = shutil.copytree(finished, tmp_path / "alone")
     here("train.py", f"resume={alone}", "trainer.max_epochs=3")
     done = run("train.py", f"resume={finished}", "trainer.max_epochs=3", "parallel=towers", "trainer.devices=2")
@@ -156,6 +157,7 @@ def test_what_can_not_be_spread_is_refused(form, net, devices, precision, said):
 
 
 def test_a_sweep_goes_on_and_skips_what_is_done(small, tmp_path):
+    need(2)
     options = [
         "-m",
         *small[:-2],
