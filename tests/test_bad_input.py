@@ -19,6 +19,7 @@ OPTIONS = {
     "trainer.devices=1000": "trainer.devices=1000, but this machine has",
     "fused=true": "fused=true needs a GPU",
     "trainer.accelerator=cuda": "this machine has no GPU",
+    "trainer.accelerator=mps": "choose auto, cpu or gpu",
     "resume=tests": "tests is no run folder",
     "model.num_classes=3": "the data has 5 classes",
 }
@@ -32,7 +33,7 @@ def line(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_options(options, small):
-    assert OPTIONS[options] in line(run("train.py", *([] if "data=" in options else small[5:]), *options.split()))
+    assert OPTIONS[options] in line(run("train.py", *([] if "data=" in options else small[6:]), *options.split()))
 
 
 def test_an_empty_class_folder(tmp_path):

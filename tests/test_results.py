@@ -142,3 +142,5 @@ def test_neighbours_against_a_loop(two, here):
     assert (Path(two[0]) / "checkpoints" / "neighbours.png").stat().st_size > 1000
     with pytest.raises(SystemExit):
         here("evaluate.py", f"run={two[0]}", "what=neighbours", "layer=relu9")
+    done = run("evaluate.py", f"run={two[0]}", "device=gpu")
+    assert done.returncode == 1 and "device=gpu can't be used, choose auto, cpu or cuda" in done.stderr

@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         check_same_data(runs)
         if cfg.weights not in (None, "search") and len(cfg.weights) != len(runs):
             raise ValueError(f"weights={cfg.weights} must be null, search or a number for each of {len(runs)} runs")
-        device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        device = chosen_device(cfg.device)
         if cfg.what == "neighbours":
             return {str(run.folder): neighbours(run, cfg, device) for run in runs}
     with clear_errors((FloatingPointError,)):
@@ -64,6 +64,15 @@ def load(folder: Path, checkpoint: str, batch_size: int | None = None) -> Finish
     net: nn.Module = instantiate(stored.model)
     net.load_state_dict(weights_for(net, read_checkpoint(file)))
     return Finished(folder, file, stored, net.eval(), instantiate(stored.data))
+
+
+def chosen_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises ValueError if torch can't use the device."""
+    try:
+        return torch.empty(0, device=name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device={name} can't be used, choose auto, cpu or cuda: {why}") from error
 
 
 def check_same_data(runs: list[Finished]) -> None:

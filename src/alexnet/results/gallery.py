@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from alexnet.data.store import Split, Store, open_store
-from alexnet.results.evaluate import load
+from alexnet.results.evaluate import chosen_device, load
 from alexnet.results.kernels import conv1, kernel_pictures, selectivity
 from alexnet.results.runs import Run
 from alexnet.training.pictures import sample
@@ -49,7 +49,7 @@ def guesses(run: Run, device: str) -> list[Guess]:
     if _store(run) is None:
         return []
     finished = load(run.folder, "best" if run.result["best_top1_error"] is not None else "last")
-    on = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    on = chosen_device(device)
     shown, labels, _ = sample(finished.data.store.splits["val"], 8)
     probabilities = finished.net.to(on)(finished.data.augment.center(shown.to(on))).softmax(1).cpu()
     classes = finished.data.classes

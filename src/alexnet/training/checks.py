@@ -75,6 +75,8 @@ def _check_devices(trainer: DictConfig) -> None:
         raise ValueError(f"trainer.devices={devices} can't be swept in one process: leave hydra/launcher=process")
     if devices < 1:
         raise ValueError(f"trainer.devices={devices} must be at least 1")
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise ValueError(f"trainer.accelerator={accelerator} can't be used: choose auto, cpu or gpu, which is CUDA's")
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and not gpus:
         raise ValueError(f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use")

@@ -93,7 +93,11 @@ def build(cfg: DictConfig) -> Run:
     strategy = form.strategy(cfg.trainer.devices * cfg.trainer.num_nodes)
     checkpoint = checkpoint_file(cfg.resume, "last") if cfg.resume else None
     logger = instantiate(cfg.logger, purge_step=read_checkpoint(checkpoint)["global_step"] if checkpoint else None)
-    trainer = instantiate(cfg.trainer, strategy=strategy, callbacks=callbacks, logger=logger, plugins=AtomicIO())
+    accelerator = cfg.trainer.accelerator
+    if accelerator == "auto":  # Lightning's would take an Apple GPU, which can't sum in float64
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    parts = {"strategy": strategy, "callbacks": callbacks, "logger": logger, "plugins": AtomicIO()}
+    trainer = instantiate(cfg.trainer, accelerator=accelerator, **parts)
     if cfg.compile and trainer.strategy.root_device.type == "cuda":
         data.augment.compile()
     return Run(Path(HydraConfig.get().runtime.output_dir), cfg, trainer, module, data, checkpoint)
