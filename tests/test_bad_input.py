@@ -20,6 +20,7 @@ OPTIONS = {
     "fused=true": "fused=true needs a GPU",
     "trainer.accelerator=cuda": "this machine has no GPU",
     "trainer.accelerator=mps": "choose auto, cpu or gpu",
+    "data.threads=two": "data.threads=two must be null or a whole number",
     "resume=tests": "tests is no run folder",
     "model.num_classes=3": "the data has 5 classes",
 }

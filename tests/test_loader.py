@@ -1,12 +1,14 @@
 """Order, batches and augmentation."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from alexnet import keyed
+from alexnet.data import datamodule
 from alexnet.data.augment import Augment
 from alexnet.data.loader import Loader, Order
 
@@ -158,3 +160,11 @@ def test_only_its_threads_work_alone(small_store, monkeypatch):
             assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cores, encoding, threads", [(2, "raw", 2), (64, "raw", 4), (64, "jpeg", 16), (8, "jpeg", 8)])
+def test_threads_by_default(small_store, monkeypatch, cores, encoding, threads):
+    monkeypatch.setattr(datamodule, "usable_cores", lambda: cores)
+    data = datamodule.StoreData(str(small_store.folder), None, 8, None, partial(Augment, crop=67), 0)
+    data.store.manifest["encoding"] = encoding
+    assert data.threads == threads

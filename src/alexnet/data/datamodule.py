@@ -11,7 +11,9 @@ from torch import Tensor
 from alexnet.data.augment import Augment
 from alexnet.data.loader import CPU, Batch, Loader, Order
 from alexnet.data.store import CACHE, CACHE_GB, open_store
+from alexnet.data.threads import usable_cores
 
+THREADS = {"raw": 4, "jpeg": 16}  # enough for a GPU
 WINDOW = 32  # shards of a URL: 1.6 GB of 256² pictures
 
 
@@ -31,7 +33,7 @@ class StoreData(L.LightningDataModule):
         folder: the store, or the URL of one that fsspec knows: s3://…, gs://…, hf://….
         make: fills the folder if it is empty; null expects that `prepare.py` did.
         batch_size: pictures a step, of all devices together.
-        threads: that read ahead, per process.
+        threads: that read ahead, per process; null: 4, or 16 for JPEG, as far as there are cores for each device.
         augment: builds the `Augment` from the store's statistics.
         seed: of the order and the augmentation.
         window: shards (256 pictures each) that are shuffled together; null: the whole store, or 32 shards of a URL's.
@@ -45,7 +47,7 @@ class StoreData(L.LightningDataModule):
         folder: str,
         make: Callable[[Path], None] | None,
         batch_size: int,
-        threads: int,
+        threads: int | None,
         augment: Callable[..., Augment],
         seed: int,
         window: int | None = None,
@@ -53,10 +55,9 @@ class StoreData(L.LightningDataModule):
         cache_gb: float = CACHE_GB,
     ):
         super().__init__()
-        if threads < 1:
-            raise ValueError(f"data.threads={threads} must be at least 1")
-        if window is not None and window < 1:
-            raise ValueError(f"data.window={window} must be at least 1, or null")
+        for name, count in (("threads", threads), ("window", window)):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"data.{name}={count} must be null or a whole number from 1 on")
         self.store = store = open_store(folder, make, cache, cache_gb)
         self.window = window or (WINDOW if store.remote else None)
         if store.remote and self.window and (needed := store.remote.largest(2 * self.window) / 1e9) > cache_gb:
@@ -64,8 +65,13 @@ class StoreData(L.LightningDataModule):
                 f"data.cache_gb={cache_gb} holds no two windows of data.window={self.window} shards, {needed:.3f} GB: "
                 "give more, or a smaller window"
             )
-        self.batch_size, self.threads, self.seed, self.classes = batch_size, threads, seed, store.classes
+        self.batch_size, self.given_threads, self.seed, self.classes = batch_size, threads, seed, store.classes
         self.augment = augment(store.mean, store.color_std, store.color_vectors, seed)
+
+    @property
+    def threads(self) -> int:
+        cores = usable_cores() // (self.trainer.num_devices if self.trainer else 1)
+        return self.given_threads or max(min(cores, THREADS[self.store.manifest["encoding"]]), 1)
 
     def order(self, split: str, rank: int = 0, world_size: int = 1) -> Order:
         shards, train = self.store.splits[split], split == "train"

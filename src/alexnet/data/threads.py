@@ -1,5 +1,6 @@
 """Threads that share the cores among themselves: what torch does in one, it does without helpers."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
@@ -9,6 +10,11 @@ import torch
 def lone_threads(count: int, name: str) -> ThreadPoolExecutor:
     """`count` threads, in each of which torch has one thread."""
     return ThreadPoolExecutor(count, name, _work_alone, (torch.get_num_threads(),))
+
+
+def usable_cores() -> int:
+    """Those that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _work_alone(others: int) -> None:

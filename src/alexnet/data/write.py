@@ -7,7 +7,6 @@ is written depends on the plan alone, not on the number of cores or on interrupt
 import errno
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -170,7 +169,7 @@ def _check_space(folder: Path, plan: Plan, todo: list[tuple[str, int]]) -> None:
 
 
 def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts: Path) -> None:
-    from alexnet.data.threads import lone_threads  # imports torch
+    from alexnet.data.threads import lone_threads, usable_cores  # imports torch
 
     total, left = len(plan.shards()), len(todo)
     if left < total:
@@ -180,7 +179,7 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
     begun = last = time.monotonic()
     pictures = sum(len(plan.rows(*shard)) for shard in todo)
     count = Count()
-    with bar, lone_threads(_cores(), "writer") as pool:
+    with bar, lone_threads(usable_cores(), "writer") as pool:
         task = bar.add_task("", total=pictures, speed="")
         running: set[Future[None]] = {
             pool.submit(_write_shard, plan, split, shard, partial, parts, count) for split, shard in todo
@@ -201,11 +200,6 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
             count.stopped = True  # the other threads end at their next picture
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
