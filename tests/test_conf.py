@@ -1,6 +1,7 @@
 """Every file of conf/ composes, and what it names can be built."""
 
 import pytest
+import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -8,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import alexnet.entry  # noqa: F401  (registers the resolvers)
+from alexnet.training.optim import SGD
 
 CONF = ROOT / "conf"
 CHOICES = [
@@ -31,6 +33,16 @@ def test_choices_build(group, choice, small_store, tmp_path):
     node = cfg[group]
     for part in [node] if "_target_" in node else node.values():
         instantiate(part)
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "schedule"])
+def test_every_schedule_fits_the_default_network(choice):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"schedule={choice}"]).schedule
+    names = {"weights", "biases", *cfg.get("rates", {})}
+    optimizer = SGD([{"name": name, "params": [torch.zeros(1)]} for name in names], 0.1, 0.9, 0.0)
+    assert instantiate(cfg)(optimizer, 100, 10)["scheduler"].optimizer is optimizer
+    assert choice == "default" or cfg.get("epochs") != [6]  # the recipe's, in place of no other
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "recipe").glob("*.yaml")), ids=lambda file: file.stem)
