@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 def contestants(cfg: DictConfig) -> list[Contestant]:
     train = configuration(cfg)
     data: StoreData = instantiate(train.data)
+    if cfg.compile and device().type == "cuda":  # as train.py does
+        data.augment.compile()
     steps, memory = (Steps(built(train, cfg.fused), train, "compiled" if cfg.compile else "eager") for _ in range(2))
     peer = Steps(torchvision.models.alexnet(num_classes=CLASSES), train, "eager")
     peer.optimizer = torch.optim.SGD(peer.net.parameters(), 0.01, 0.9, weight_decay=0.0005)
