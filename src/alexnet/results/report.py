@@ -53,7 +53,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
         "plateau": lengths,
     }
     (out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
-    log.info("%d runs, %d ensembles: %s", len(runs), len(ensembles), out / "report.html")
+    log.info("runs: %d, ensembles: %d, page: %s", len(runs), len(ensembles), out / "report.html")
     return found
 
 

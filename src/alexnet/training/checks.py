@@ -81,7 +81,7 @@ def _check_devices(trainer: DictConfig) -> None:
     if accelerator in ("gpu", "cuda") and not gpus:
         raise ValueError(f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use")
     if accelerator != "cpu" and gpus:
-        there, kind = gpus, "GPUs"
+        there, kind = gpus, f"GPU{'s' * (gpus > 1)}: trainer.accelerator=cpu takes CPU processes instead"
     else:
         # CPU processes stand in for GPUs, so there may be more of them than cores, within reason.
         there, kind = 4 * (os.cpu_count() or 1), "processes, four a core"
