@@ -7,7 +7,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
@@ -47,11 +47,14 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"what={cfg.what} is not known; choose one of {', '.join(makers)}")
     contestants = makers[cfg.what](cfg)
     rates: dict[str, list[tuple[float, float]]] = {c.name: [] for c in contestants}
+    begun = time.monotonic()
     for i in range(cfg.rounds + 1):
         for contestant in contestants:
             measured = _rates(contestant)
             if i:  # the first round warms up
                 rates[contestant.name].append(measured)
+        left = timedelta(seconds=round((time.monotonic() - begun) / (i + 1) * (cfg.rounds - i)))
+        log.info("%s, ETA %s", f"round {i}/{cfg.rounds}" if i else "warmed up", left)
     medians = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in rates.items()}
     if MATMUL in medians:
         _print_shares(cfg.what, contestants, rates, medians)

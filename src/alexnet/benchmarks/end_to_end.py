@@ -49,8 +49,8 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
 
 
 class Training(L.Callback):
-    """`train.py`'s own loop with its callbacks, in a thread, which stands still between rounds. Nothing is validated or
-    saved."""
+    """`train.py`'s own loop with its callbacks, in a thread, which stands still between rounds. Nothing is validated,
+    saved or shown."""
 
     def __init__(self, train: DictConfig, steps: int):
         self.steps, self.taken, self.since, self.waited = steps, 0, 0.0, 0.0

@@ -60,8 +60,8 @@ def configuration(cfg: DictConfig) -> DictConfig:
     fixed = {"data.folder": cfg.folder, "data.make": "null", "model.num_classes": CLASSES, "compile": cfg.compile}
     fixed |= {"fused": cfg.fused, "trainer.max_epochs": 1000000, "trainer.limit_val_batches": 0}
     options = [f"{key}={value}" for key, value in (chosen | fixed).items()]
-    unneeded = ["~callbacks.best", "~callbacks.last", "~callbacks.figures", "+trainer.enable_checkpointing=false"]
-    return compose("train", [*options, "schedule=steps", *unneeded])
+    unneeded = [f"~callbacks.{name}" for name in ("best", "last", "figures", "progress")]
+    return compose("train", [*options, "schedule=steps", *unneeded, "+trainer.enable_checkpointing=false"])
 
 
 class TorchNorm(nn.Module):
