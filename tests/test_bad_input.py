@@ -16,6 +16,7 @@ OPTIONS = {
     "data=store": "data.folder is missing",
     "data=store data.folder=nowhere": "data.folder=nowhere holds no prepared store",
     "data.batch_size=10 trainer.devices=3": "data.batch_size=10 (of all devices together) does not divide by 3",
+    "trainer.max_epochs=-1 trainer.max_steps=8": "trainer.max_epochs=-1 must be at least 1",
     "trainer.devices=1000": "trainer.devices=1000, but this machine has",
     "fused=true": "fused=true needs a GPU",
     "trainer.accelerator=cuda": "this machine has no GPU",

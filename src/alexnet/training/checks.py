@@ -32,6 +32,11 @@ def checked(cfg: DictConfig) -> DictConfig:
         )
     if cfg.model.num_classes < 2:
         raise ValueError(f"data.folder={cfg.data.folder} has one class: a network that tells classes apart needs two")
+    if (cfg.trainer.max_epochs or 0) < 1:
+        raise ValueError(
+            f"trainer.max_epochs={cfg.trainer.max_epochs} must be at least 1, since schedules go by it; "
+            "trainer.max_steps=<n> ends a run sooner"
+        )
     _check_devices(cfg.trainer)
     _check_processes(cfg)
     _check_net(cfg)
