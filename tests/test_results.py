@@ -1,6 +1,7 @@
 """Scores, averages and neighbours against slow NumPy; evaluate.py on real runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,5 +143,28 @@ def test_neighbours_against_a_loop(two, here):
     assert (Path(two[0]) / "checkpoints" / "neighbours.png").stat().st_size > 1000
     with pytest.raises(SystemExit):
         here("evaluate.py", f"run={two[0]}", "what=neighbours", "layer=relu9")
-    done = run("evaluate.py", f"run={two[0]}", "device=gpu")
-    assert done.returncode == 1 and "device=gpu can't be used, choose auto, cpu or cuda" in done.stderr
+
+
+WRONG = {
+    "device=gpu": "device=gpu can't be used, choose auto, cpu or cuda",
+    "weights=[0]": "weights=[0] must be null, search or a number from 0 on for each of 1 runs, not all of them 0",
+    "weights=[1,2]": "weights=[1, 2] must be null, search or a number",
+    "weights=half": "weights=half must be null, search or a number",
+    "batch_size=0": "data.batch_size=0",
+    "what=neighbours queries=1004": "queries=1004 must lie in 1..1003",
+    "what=neighbours nearest=0": "nearest=0 must lie in 1..48",
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_wrong_options_end_in_one_line(options, two, here, capfd):
+    with pytest.raises(SystemExit):
+        here("evaluate.py", f"run={two[0]}", *options.split())
+    (said,) = capfd.readouterr().err.splitlines()
+    assert WRONG[options] in said
+
+
+def test_a_run_without_its_curves_is_reported(two, here, tmp_path):
+    folder = shutil.copytree(two[0], tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
+    here("report.py", f"runs={folder}", f"hydra.run.dir={tmp_path / 'report'}")
+    assert str(folder) in (tmp_path / "report" / "report.html").read_text()

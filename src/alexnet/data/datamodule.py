@@ -55,6 +55,8 @@ class StoreData(L.LightningDataModule):
         cache_gb: float = CACHE_GB,
     ):
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size} must be at least 1")
         for name, count in (("threads", threads), ("window", window)):
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ValueError(f"data.{name}={count} must be null or a whole number from 1 on")

@@ -48,7 +48,7 @@ class Order:
         starts: np.ndarray | None = None,
     ):
         if batch_size < 1 or batch_size % world_size:
-            near = batch_size - batch_size % world_size
+            near = max(batch_size - batch_size % world_size, 0)
             nearest = " or ".join(str(n) for n in (near, near + world_size) if n > 0)
             raise ValueError(
                 f"data.batch_size={batch_size} (of all devices together) does not divide by {world_size} devices: "

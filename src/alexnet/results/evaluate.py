@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -46,8 +46,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         folders = run_folders(cfg.run)
         runs = [load(folder, cfg.checkpoint, cfg.batch_size) for folder in folders]
         check_same_data(runs)
-        if cfg.weights not in (None, "search") and len(cfg.weights) != len(runs):
-            raise ValueError(f"weights={cfg.weights} must be null, search or a number for each of {len(runs)} runs")
+        check_weights(cfg.weights, len(runs))
         device = chosen_device(cfg.device)
         if cfg.what == "neighbours":
             return {str(run.folder): neighbours(run, cfg, device) for run in runs}
@@ -59,11 +58,21 @@ def load(folder: Path, checkpoint: str, batch_size: int | None = None) -> Finish
     """A run's network with its weights, and its data. Raises ValueError or FileNotFoundError."""
     stored = read_run(folder)
     file = checkpoint_file(folder, checkpoint)
-    if batch_size:
+    if batch_size is not None:
         stored.data.batch_size = batch_size
     net: nn.Module = instantiate(stored.model)
     net.load_state_dict(weights_for(net, read_checkpoint(file)))
     return Finished(folder, file, stored, net.eval(), instantiate(stored.data))
+
+
+def check_weights(weights: Any, nets: int) -> None:
+    """Raises ValueError if they are no weights of an average."""
+    given = list(weights) if OmegaConf.is_list(weights) else []
+    fit = len(given) == nets and all(isinstance(w, int | float) and w >= 0 for w in given) and sum(given) > 0
+    if weights not in (None, "search") and not fit:
+        raise ValueError(
+            f"weights={weights} must be null, search or a number from 0 on for each of {nets} runs, not all of them 0"
+        )
 
 
 def chosen_device(name: str) -> torch.device:

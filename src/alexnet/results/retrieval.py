@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def neighbours(run: "Finished", cfg: DictConfig, device: torch.device) -> list[dict[str, Any]]:
-    """Writes neighbours.png and neighbours.json beside the checkpoint. Raises ValueError if the layer is unknown."""
+    """Writes neighbours.png and neighbours.json beside the checkpoint. Raises ValueError if the layer is unknown, or if
+    there are not so many pictures."""
     net, data, train = run.net.to(device), run.data, run.data.store.splits["train"]
+    for name, there in (("queries", len(data.store.splits["val"])), ("nearest", len(train))):
+        if not 1 <= cfg[name] <= there:
+            raise ValueError(f"{name}={cfg[name]} must lie in 1..{there}, the pictures that there are")
     shown, labels, rows = sample(data.store.splits["val"], cfg.queries)
     wanted = features(net, cfg.layer, data.augment.center(shown.to(device)))
     nearest = Nearest(wanted, cfg.nearest)

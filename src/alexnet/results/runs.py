@@ -47,11 +47,14 @@ class Run:
 
     @cached_property
     def curves(self) -> dict[str, list[float]]:
-        """`train/top1_error`, `val/top1_error` after each epoch, from the TensorBoard files."""
+        """`train/top1_error`, `val/top1_error` after each epoch, from the TensorBoard files, if they are there."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+        folder = self.folder / "tensorboard"
+        if not folder.is_dir():
+            return {}
         logging.getLogger("tensorboard").setLevel(logging.WARNING)
-        events = EventAccumulator(str(self.folder / "tensorboard"), {"scalars": 0, "images": 1, "tensors": 1}).Reload()
+        events = EventAccumulator(str(folder), {"scalars": 0, "images": 1, "tensors": 1}).Reload()
         there = events.Tags()["scalars"]
         names = [name for name in ("train/top1_error", "val/top1_error") if name in there]
         return {name: [event.value for event in events.Scalars(name)] for name in names}
