@@ -64,6 +64,12 @@ def test_a_checkpoint_of_another_network(finished):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_rates_of_a_run_that_goes_on_can_not_be_changed(finished):
+    """They lie in its checkpoint, so a new one would be without effect."""
+    done = run("train.py", f"resume={finished}", "optimizer.lr=1.0", "schedule.patience=4", "trainer.max_epochs=3")
+    assert done.returncode == 1 and "leave out optimizer.lr=1.0, or begin a new run" in done.stderr
+
+
 @pytest.mark.parametrize("precision, steps, near", [("64-true", 8, 1e-5), ("bf16-true", 1, 0.01)])
 def test_other_precisions(precision, steps, near, by_form, small, here, tmp_path):
     """Weights in bfloat16 go their own way, from the same beginning; the last loss is that which evaluate.py finds."""

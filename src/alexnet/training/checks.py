@@ -58,17 +58,21 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     values = [text for text in typed if text not in groups]
     if spread := [text for text in groups if text.startswith("parallel=")]:
         stored.parallel = cfg.parallel  # a run goes on in any form
-    others = [text for text in groups if text not in spread and _differs(text.split("=")[0], cfg, stored)]
-    if others:
-        raise ValueError(f"resume={cfg.resume} keeps the run's choices: leave out {' '.join(others)}")
+    fixed = [text for text in values if text.startswith(("optimizer.", "schedule."))]  # they lie in the checkpoint
+    asked = [text for text in groups if text not in spread] + fixed
+    if others := [text for text in asked if _differs(text.split("=")[0], cfg, stored)]:
+        raise ValueError(
+            f"resume={cfg.resume} keeps the run's choices: leave out {' '.join(others)}, "
+            f"or begin a new run with its weights by start.run={cfg.resume}"
+        )
     return DictConfig(OmegaConf.merge(stored, OmegaConf.from_dotlist([*values, f"resume={cfg.resume}"])))
 
 
-def _differs(group: str, cfg: DictConfig, stored: DictConfig) -> bool:
-    """Whether a choice typed now is another than the run's."""
-    if group == "model" and cfg.model.num_classes is None:
+def _differs(key: str, cfg: DictConfig, stored: DictConfig) -> bool:
+    """Whether a choice or a value typed now is another than the run's."""
+    if key == "model" and cfg.model.num_classes is None:
         cfg.model.num_classes = stored.model.num_classes
-    return cfg.get(group) != stored.get(group)
+    return OmegaConf.select(cfg, key) != OmegaConf.select(stored, key)
 
 
 def _check_devices(trainer: DictConfig) -> None:
