@@ -51,9 +51,10 @@ def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     if func.name() not in COPIES and any(not isinstance(t, There) and t.dim() for t in tensors):
         raise RuntimeError(f"{func.name()}: tensors on both the device and the host")
     to_host = kwargs.get("device") == torch.device("cpu")
-    places = {name: {"device": torch.device("cpu"), "pin_memory": False}.get(name, kwargs[name]) for name in kwargs}
-    values = tree_map(lambda t: t.here if isinstance(t, There) else t, (args, places))
-    out = func(*values[0], **values[1])
+    on_host = {"device": torch.device("cpu"), "pin_memory": False}
+    kwargs = {name: on_host.get(name, value) for name, value in kwargs.items()}
+    args, kwargs = tree_map(lambda t: t.here if isinstance(t, There) else t, (args, kwargs))
+    out = func(*args, **kwargs)
     written = {id(t.here): t for t in tensors if isinstance(t, There)}  # by an operation in place
     return out if to_host else tree_map(lambda t: written.get(id(t), _there(t)), out)
 

@@ -35,7 +35,8 @@ def line(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_options(options, small):
-    assert OPTIONS[options] in line(run("train.py", *([] if "data=" in options else small[6:]), *options.split()))
+    data = [] if "data=" in options else [option for option in small if option.startswith("data")]
+    assert OPTIONS[options] in line(run("train.py", *data, *options.split()))
 
 
 def test_an_empty_class_folder(tmp_path):

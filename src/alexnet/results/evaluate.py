@@ -77,8 +77,10 @@ def check_weights(weights: Any, nets: int) -> None:
 
 def chosen_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one. Raises ValueError if torch can't use the device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu").device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"device={name} can't be used, choose auto, cpu or cuda: {why}") from error
