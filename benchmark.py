@@ -2,15 +2,14 @@
 
 from omegaconf import DictConfig
 
-from alexnet.entry import clear_errors, door
+from alexnet.cli import command
 
 
-@door("benchmark")
-def main(cfg: DictConfig) -> None:
-    from alexnet.benchmarks import run
+@command("benchmark")
+def main(config: DictConfig) -> None:
+    from alexnet.benchmarks.run import run
 
-    with clear_errors():
-        run(cfg)
+    run(config)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from omegaconf import DictConfig
 
-from alexnet.entry import door
+from alexnet.cli import command
 
 
-@door("evaluate")
-def main(cfg: DictConfig) -> None:
+@command("evaluate")
+def main(config: DictConfig) -> None:
     from alexnet.results.evaluate import evaluate
 
-    evaluate(cfg)
+    evaluate(config)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Makes a store of your pictures: `python prepare.py source=<folder> folder=outputs/data/<name>`."""
+"""Makes a store of your images: `python prepare.py source=<folder> folder=outputs/data/<name>`."""
 
 from omegaconf import DictConfig
 
-from alexnet.entry import door
+from alexnet.cli import command
 
 
-@door("prepare")
-def main(cfg: DictConfig) -> None:
+@command("prepare")
+def main(config: DictConfig) -> None:
     from alexnet.data.prepare import prepare
 
-    prepare(cfg)
+    prepare(config)
 
 
 if __name__ == "__main__":

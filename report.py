@@ -2,15 +2,14 @@
 
 from omegaconf import DictConfig
 
-from alexnet.entry import clear_errors, door
+from alexnet.cli import command
 
 
-@door("report")
-def main(cfg: DictConfig) -> None:
+@command("report")
+def main(config: DictConfig) -> None:
     from alexnet.results.report import report
 
-    with clear_errors():
-        report(cfg)
+    report(config)
 
 
 if __name__ == "__main__":

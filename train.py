@@ -2,18 +2,14 @@
 
 from omegaconf import DictConfig
 
-from alexnet.entry import clear_errors, door
+from alexnet.cli import command
 
 
-@door("train")
-def main(cfg: DictConfig) -> float:
-    with clear_errors():
-        from alexnet.training.checks import checked
-
-        cfg = checked(cfg)
+@command("train")
+def main(config: DictConfig) -> float:
     from alexnet.training.train import train
 
-    return train(cfg)
+    return train(config)
 
 
 if __name__ == "__main__":

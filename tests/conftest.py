@@ -6,18 +6,22 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the test processes share the cores, threads would wait
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: the test processes share the cores, threads would wait
 # By default the tests see no GPU; ACCELERATOR=gpu runs them on GPUs, the forms as far as there are enough.
 os.environ.update({} if os.environ.get("ACCELERATOR") == "gpu" else {"CUDA_VISIBLE_DEVICES": ""})
-os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # float32 is float32 on a GPU too, so that runs can be compared
+os.environ["NVIDIA_TF32_OVERRIDE"] = (
+    "0"  # float32 is float32 on a GPU too, so that runs can be compared
+)
 
 import numpy as np
 import pytest
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alexnet.data.store import Store
-from alexnet.data.write import Picture, Plan, write_store
+from alexnet.data.store.reader import Store
+from alexnet.data.store.writer import Plan, PreparedImage, write_store
 
 ROOT = Path(__file__).parent.parent
 ACCELERATOR = os.environ.get("ACCELERATOR", "cpu")
@@ -26,7 +30,9 @@ ON = f"trainer.accelerator={ACCELERATOR}"
 
 def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs a door in a process of its own, as a user would: `run("train.py", "model=alexnet")`."""
-    return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture
@@ -62,24 +68,28 @@ def losses(folder: Path) -> list[float]:
 
 def board(folder: Path) -> EventAccumulator:
     """A run's TensorBoard file, read back."""
-    return EventAccumulator(str(folder / "tensorboard"), {"images": 0, "scalars": 0, "tensors": 0}).Reload()
+    return EventAccumulator(
+        str(folder / "tensorboard"), {"images": 0, "scalars": 0, "tensors": 0}
+    ).Reload()
 
 
 def store_of(folder: Path, classes: list[str], **splits: tuple[np.ndarray, np.ndarray]) -> Store:
-    """A store of (pictures, labels) for `train` and `val`."""
+    """A store of (images, labels) for `train` and `val`."""
 
-    def read(split: str, rows: range) -> Iterator[Picture]:
-        pictures, labels = splits[split]
+    def read(split: str, rows: range) -> Iterator[PreparedImage]:
+        images, labels = splits[split]
         for i in rows:
-            yield Picture(pictures[i].tobytes(), pictures[i], int(labels[i]), str(i))
+            yield PreparedImage(images[i].tobytes(), images[i], int(labels[i]), str(i))
 
     counts = {name: len(labels) for name, (_, labels) in splits.items()}
-    return write_store(folder, Plan(splits["train"][0].shape[1], classes, counts, read, {"test": str(folder)}))
+    return write_store(
+        folder, Plan(splits["train"][0].shape[1], classes, counts, read, {"test": str(folder)})
+    )
 
 
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory) -> Store:
-    """48 pictures to train on and 1,003 to validate with, 72 × 72, five classes, each of a brightness of its own."""
+    """48 images to train on and 1,003 to validate with, 72 × 72, five classes, each of a brightness of its own."""
     rng = np.random.default_rng(0)
 
     def split(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,16 +97,29 @@ def small_store(tmp_path_factory) -> Store:
         noise = rng.integers(0, 100, (count, 72, 72, 3))
         return (noise + 30 * labels[:, None, None, None]).astype(np.uint8), labels
 
-    return store_of(tmp_path_factory.mktemp("data") / "store", list("abcde"), train=split(48), val=split(1003))
+    return store_of(
+        tmp_path_factory.mktemp("data") / "store", list("abcde"), train=split(48), val=split(1003)
+    )
 
 
 @pytest.fixture(scope="session")
 def small(small_store) -> list[str]:
     """Options of AlexNet at an eighth of its width on the small store: six steps an epoch, dropout as in the paper."""
     return [
-        *("model=alexnet", "model.width=0.125", "model.init=kaiming", "augment.crop=67", "augment.scale=0.016"),
+        *(
+            "model=alexnet",
+            "model.width=0.125",
+            "model.init=kaiming",
+            "augment.crop=67",
+            "augment.scale=0.016",
+        ),
         "trainer.deterministic=true",
-        *("data=store", f"data.folder={small_store.folder}", "data.batch_size=8", "trainer.log_every_n_steps=1"),
+        *(
+            "data=store",
+            f"data.folder={small_store.folder}",
+            "data.batch_size=8",
+            "trainer.log_every_n_steps=1",
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Mutated pictures, parquet files and tars: `python tests/fuzz.py 100000 [seed]`. Every input must give pixels that
+"""Mutated images, parquet files and tars: `python tests/fuzz.py 100000 [seed]`. Every input must give pixels that
 Pillow gives too, or a reason; never a crash, a hang or another exception."""
 
 import faulthandler
@@ -43,27 +43,27 @@ def mutated(rng: np.random.Generator, data: bytes) -> bytes:
     return bytes(out)
 
 
-def picture(rng: np.random.Generator, counts: Counter) -> None:
+def image(rng: np.random.Generator, counts: Counter) -> None:
     data = mutated(rng, list(ZOO.values())[rng.integers(len(ZOO))])
     ours = decode(data, 64, "bicubic", exif=False)
     if isinstance(ours, str):
         assert ours, "no reason given"
-        counts["picture refused"] += 1
+        counts["image refused"] += 1
         return
     assert ours.shape == (64, 64, 3) and ours.dtype == np.uint8
     try:
         theirs = Image.open(io.BytesIO(data))
         if theirs.size != (64, 64) or theirs.mode.startswith("I"):
-            counts["picture resized"] += 1
+            counts["image resized"] += 1
             return
         expected = np.asarray(theirs.convert("RGB"))
     except Exception as error:
-        counts["picture that Pillow refuses"] += 1
+        counts["image that Pillow refuses"] += 1
         counts[f"  {type(error).__name__} {str(error)[:40]}"] += 1
         return
     difference = np.abs(ours.astype(int) - expected).max()
     assert difference <= 2, f"unlike Pillow's by {difference}: {theirs.format} {theirs.mode}"
-    counts["picture as Pillow's"] += 1
+    counts["image as Pillow's"] += 1
 
 
 def source(rng: np.random.Generator, files: dict[str, bytes], counts: Counter) -> None:
@@ -86,7 +86,7 @@ def seeds() -> list[dict[str, bytes]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    jpegs = [ZOO["baseline"], ZOO["grey"], ZOO["PNG"]]
+    jpegs = [ZOO["baseline"], ZOO["gray"], ZOO["PNG"]]
     tars = {
         "ILSVRC2012_img_train.tar": tar_of(
             {f"{c}.tar": tar_of({f"{c}_0.JPEG": j}) for c, j in zip(CLASSES, jpegs, strict=True)}
@@ -109,7 +109,7 @@ def main(number: int, seed: int = 0) -> None:
         begun = time.monotonic()
         try:
             if i % 5:
-                picture(rng, counts)
+                image(rng, counts)
             else:
                 source(rng, sources[i // 5 % 2], counts)
         except BaseException:

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from alexnet.data import loader
-from alexnet.data.loader import Batch, Loader
-from alexnet.parallel.forms import DataParallel
+from alexnet.data.loader import Loader, RawBatch
+from alexnet.parallel.strategies import DataParallel
 
 _setup_privateuseone_for_python_backend("pretend")
 DEVICE = torch.device("pretend:0")
@@ -30,7 +30,11 @@ class There(Tensor):
 
     @staticmethod
     def __new__(cls, here: Tensor):
-        layout = {"strides": here.stride(), "storage_offset": here.storage_offset(), "dtype": here.dtype}
+        layout = {
+            "strides": here.stride(),
+            "storage_offset": here.storage_offset(),
+            "dtype": here.dtype,
+        }
         made = Tensor._make_wrapper_subclass(cls, here.size(), device=DEVICE, **layout)
         made.here = here
         return made
@@ -68,9 +72,9 @@ def _tensor(*args: Any, device: Any = None, make=torch.tensor, **kwargs: Any) ->
     return make(*args, **kwargs).to(device)
 
 
-def _uploaded(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def _uploaded(batches: Iterator[RawBatch], device: torch.device) -> Iterator[RawBatch]:
     for batch in batches:
-        yield Batch(*(t.to(device) for t in batch))
+        yield RawBatch(*(t.to(device) for t in batch))
 
 
 def _load_there(self: Loader, *args: Any, plain=Loader.__init__) -> None:

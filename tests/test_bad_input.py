@@ -41,9 +41,9 @@ def test_options(options, small):
 
 def test_an_empty_class_folder(tmp_path):
     for place in ("train/cat", "train/dog", "val/cat", "val/dog"):
-        (tmp_path / "pictures" / place).mkdir(parents=True)
-    said = line(run("prepare.py", f"source={tmp_path / 'pictures'}", f"folder={tmp_path / 'store'}"))
-    assert "class folder" in said and "cat has no picture" in said and "dog has no picture" in said
+        (tmp_path / "images" / place).mkdir(parents=True)
+    said = line(run("prepare.py", f"source={tmp_path / 'images'}", f"folder={tmp_path / 'store'}"))
+    assert "class folder" in said and "cat has no image" in said and "dog has no image" in said
     assert not (tmp_path / "store").exists()
 
 
@@ -54,10 +54,12 @@ def test_labels_outside_the_classes(small_store, tmp_path):
         (folder / file.name).hardlink_to(file)
     (folder / "val-labels.npy").unlink()
     np.save(folder / "val-labels.npy", np.full(1003, 5))
-    assert "val-labels.npy has labels outside 0..4" in line(run("train.py", "data=store", f"data.folder={folder}"))
+    assert "val-labels.npy has labels outside 0..4" in line(
+        run("train.py", "data=store", f"data.folder={folder}")
+    )
 
 
 def test_one_class(tmp_path):
-    pictures, labels = np.zeros((8, 72, 72, 3), np.uint8), np.zeros(8, np.int64)
-    store = store_of(tmp_path / "store", ["all"], train=(pictures, labels), val=(pictures, labels))
+    images, labels = np.zeros((8, 72, 72, 3), np.uint8), np.zeros(8, np.int64)
+    store = store_of(tmp_path / "store", ["all"], train=(images, labels), val=(images, labels))
     assert "has one class" in line(run("train.py", "data=store", f"data.folder={store.folder}"))

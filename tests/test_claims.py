@@ -23,8 +23,8 @@ PRE_TRAINED = {  # each begins with the one before
 
 
 def jobs(sweep: str) -> list[list[str]]:
-    """The options of each job of a sweep, with one seed, or two for colour noise."""
-    seeds = 2 if sweep == "colour_noise" else 1
+    """The options of each job of a sweep, with one seed, or two for color noise."""
+    seeds = 2 if sweep == "color_noise" else 1
     params = OmegaConf.load(ROOT / f"conf/sweep/claims/{sweep}.yaml").hydra.sweeper.params
     values = [
         [f"{key}={value}" for value in _choices(str(text))[: seeds if key == "seed" else None]]
@@ -48,11 +48,21 @@ def train(here, small, small_store, done):
     def call(name: str, *options: str) -> Path:
         folder = done["root"] / "runs" / name
         cifar = any("fig1" in option or option.startswith("model=cifar") for option in options)
-        tiny = ["data=store", f"data.folder={small_store.folder}", "data.batch_size=8", "trainer.log_every_n_steps=1"]
+        tiny = [
+            "data=store",
+            f"data.folder={small_store.folder}",
+            "data.batch_size=8",
+            "trainer.log_every_n_steps=1",
+        ]
         tiny += (
             ["augment.crop=24"]
             if cifar
-            else ["model.width=0.125", "model.init=kaiming", "augment.scale=0.016", "augment.crop=67"]
+            else [
+                "model.width=0.125",
+                "model.init=kaiming",
+                "augment.scale=0.016",
+                "augment.crop=67",
+            ]
         )
         given = {option.split("=")[0] for option in options} - {"data"}
         tiny = [option for option in tiny if option.split("=")[0] not in given]
@@ -64,14 +74,21 @@ def train(here, small, small_store, done):
     return call
 
 
-@pytest.mark.parametrize("sweep", [name for name in SWEEPS if name not in ("ensemble5", "ensemble7", "relu_tanh")])
+@pytest.mark.parametrize(
+    "sweep", [name for name in SWEEPS if name not in ("ensemble5", "ensemble7", "relu_tanh")]
+)
 def test_both_sides(sweep, train):
     for i, options in enumerate(jobs(sweep)):
         assert result(train(f"{sweep}-{i}", *options, "trainer.max_epochs=1"))["epochs"] == 1
 
 
 def test_relu_and_tanh_reach_their_goal(train):
-    quick = ("model.init=kaiming", "augment.scale=0.016", "trainer.max_epochs=40", "trainer.limit_val_batches=1")
+    quick = (
+        "model.init=kaiming",
+        "augment.scale=0.016",
+        "trainer.max_epochs=40",
+        "trainer.limit_val_batches=1",
+    )
     for i, options in enumerate(jobs("relu_tanh")):
         if "optimizer.lr=0.008" in options:
             ended = result(train(f"relu_tanh-{i}", *options, *quick))
@@ -81,9 +98,11 @@ def test_relu_and_tanh_reach_their_goal(train):
 def test_pre_training_starts_from_its_forerunner(train, done):
     import torch
 
-    before = train("source", "experiment=source_2012", "trainer.max_epochs=1")
+    before = train("source", "experiment=net_145", "trainer.max_epochs=1")
     for name, options in PRE_TRAINED.items():
-        folder = train(name, f"experiment={name}", f"start.run={before}", *options, "trainer.max_epochs=1")
+        folder = train(
+            name, f"experiment={name}", f"start.run={before}", *options, "trainer.max_epochs=1"
+        )
         there, here = (
             torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
             for place in (before, folder)
@@ -94,7 +113,12 @@ def test_pre_training_starts_from_its_forerunner(train, done):
 
 
 def test_a_start_that_does_not_fit(train, done):
-    options = ("experiment=source_2012", f"start.run={done['source']}", "start.layers=[conv1,fc6]", "model.width=0.25")
+    options = (
+        "experiment=net_145",
+        f"start.run={done['source']}",
+        "start.layers=[conv1,fc6]",
+        "model.width=0.25",
+    )
     with pytest.raises(SystemExit):
         train("unlike", *options)
 
@@ -102,7 +126,12 @@ def test_a_start_that_does_not_fit(train, done):
 def test_a_sweep_by_its_name(small, tmp_path):
     options = [option for option in small if option != "model=alexnet"]
     finished = run(
-        "train.py", "sweep=claims/lrn", *options, "seed=0", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}"
+        "train.py",
+        "sweep=claims/lrn",
+        *options,
+        "seed=0",
+        "trainer.max_epochs=1",
+        f"hydra.sweep.dir={tmp_path}",
     )
     assert finished.returncode == 0, finished.stderr
     stages = [OmegaConf.load(tmp_path / name / "config.yaml").model.stage1 for name in "01"]
@@ -111,16 +140,25 @@ def test_a_sweep_by_its_name(small, tmp_path):
 
 def test_the_report_has_every_claim(done, here, tmp_path):
     runs = done["root"] / "runs"
-    pair = f"run=[{runs}/colour_noise-0,{runs}/colour_noise-1]"
+    pair = f"run=[{runs}/color_noise-0,{runs}/color_noise-1]"
     here("evaluate.py", pair, f"hydra.run.dir={runs}/average")
-    here("evaluate.py", f"run={runs}/colour_noise-0", "what=neighbours", "nearest=3")
-    here("report.py", f"runs={runs}/**", f"pictures={runs}/colour_noise-0", f"hydra.run.dir={tmp_path}")
+    here("evaluate.py", f"run={runs}/color_noise-0", "what=neighbors", "nearest=3")
+    here(
+        "report.py", f"runs={runs}/**", f"images={runs}/color_noise-0", f"hydra.run.dir={tmp_path}"
+    )
     found = json.loads((tmp_path / "report.json").read_text())
-    rows = {claim.number: [row for row in found["claims"] if row["claim"] == claim.number] for claim in CLAIMS}
+    rows = {
+        claim.number: [row for row in found["claims"] if row["claim"] == claim.number]
+        for claim in CLAIMS
+    }
     assert all(rows[f"C{i}"] for i in range(1, 17)), {name for name in rows if not rows[name]}
     page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
     for claim in CLAIMS:
-        assert claim.title.replace("'", "&#x27;") in page and f"`{claim.command}`" in text and claim.title in text
+        assert (
+            claim.title.replace("'", "&#x27;") in page
+            and f"`{claim.command}`" in text
+            and claim.title in text
+        )
     assert NOT_RUN in page  # tables 1 and 2 need ImageNet
     assert not re.search(r'(src|href)="(?!data:|#)', page), "the page must need no other file"
     assert page.count("<svg") == 3 and page.count("data:image") == 2 + 8 + 5 * 4
@@ -131,18 +169,22 @@ def test_the_report_has_every_claim(done, here, tmp_path):
 
 def _check_numbers(rows, done, runs: Path, page: str) -> None:
     """What the report says of C5, C9 and C10 from the files of the runs, by their names."""
-    final = [100 * result(done[f"colour_noise-{i}"])["final"]["val/top1_error"] for i in range(4)]
+    final = [100 * result(done[f"color_noise-{i}"])["final"]["val/top1_error"] for i in range(4)]
     (row,) = rows["C5"]
-    assert row["n"] == "2 + 2" and row["value"] == pytest.approx(np.mean(final[2:]) - np.mean(final[:2]))
+    assert row["n"] == "2 + 2" and row["value"] == pytest.approx(
+        np.mean(final[2:]) - np.mean(final[:2])
+    )
     interval = stats.ttest_ind(final[2:], final[:2], equal_var=False).confidence_interval()
     assert row["interval"] == pytest.approx(list(interval))
-    views = json.loads((runs / "colour_noise-0" / "checkpoints" / "result.json").read_text())
-    gain = views["centre crop"]["top1_error"] - views["ten views"]["top1_error"]
+    views = json.loads((runs / "color_noise-0" / "checkpoints" / "result.json").read_text())
+    gain = views["center crop"]["top1_error"] - views["ten views"]["top1_error"]
     assert views["ten views"]["top1_gain"] == pytest.approx(gain)
     average = json.loads((runs / "average" / "result.json").read_text())
     best = min(each["ten views"]["top1_error"] for each in average["each"])
     (row,) = rows["C10"]
-    assert row["value"] == pytest.approx(100 * (best - average["average"]["ten views"]["top1_error"]))
+    assert row["value"] == pytest.approx(
+        100 * (best - average["average"]["ten views"]["top1_error"])
+    )
     assert f"{row['value']:+.2f}" in page and row["n"] == "2"
 
 

@@ -8,7 +8,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-import alexnet.entry  # noqa: F401  (registers the resolvers)
 from alexnet.training.optim import SGD
 
 CONF = ROOT / "conf"
@@ -21,9 +20,15 @@ CHOICES = [
 
 @pytest.mark.parametrize("group, choice", CHOICES)
 def test_choices_build(group, choice, small_store, tmp_path):
-    chosen = [f"{group}={choice}", "hydra.runtime.output_dir=" + str(tmp_path), "model.num_classes=5"]
+    chosen = [
+        f"{group}={choice}",
+        "hydra.runtime.output_dir=" + str(tmp_path),
+        "model.num_classes=5",
+    ]
     if group == "data":
-        chosen.append(f"data.folder={tmp_path / 'shapes' if choice == 'shapes' else small_store.folder}")
+        chosen.append(
+            f"data.folder={tmp_path / 'shapes' if choice == 'shapes' else small_store.folder}"
+        )
         chosen.append("augment.crop=32")
         chosen += ["data.make.train=2", "data.make.val=1"] if choice == "shapes" else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -42,13 +47,19 @@ def test_every_schedule_fits_the_default_network(choice):
     names = {"weights", "biases", *cfg.get("rates", {})}
     optimizer = SGD([{"name": name, "params": [torch.zeros(1)]} for name in names], 0.1, 0.9, 0.0)
     assert instantiate(cfg)(optimizer, 100, 10)["scheduler"].optimizer is optimizer
-    assert (cfg.get("epochs") == [6]) == (choice == "default")  # the recipe's drop, in place of no other
+    assert (cfg.get("epochs") == [6]) == (
+        choice == "default"
+    )  # the recipe's drop, in place of no other
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "recipe").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((CONF / "recipe").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_recipes_reach_the_network_of_their_name(file):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain, cooked = (compose("train", [f"model={file.stem}", *without]) for without in (["~recipe"], []))
+        plain, cooked = (
+            compose("train", [f"model={file.stem}", *without]) for without in (["~recipe"], [])
+        )
     recipe = OmegaConf.load(file)
     for group in recipe:
         for key, value in recipe[group].items():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, board, losses, result, run, run_facts
 
-from alexnet.entry import checkpoint_file
+from alexnet.run_folder import find_checkpoint
 from alexnet.training.train import lost_process
 
 
@@ -38,7 +38,20 @@ def two_machines() -> Iterator[list[str]]:
         if ip("netns", "add", names[0]):
             pytest.skip("network namespaces need root and iproute2")
         ip("netns", "add", names[1])
-        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+        ip(
+            "link",
+            "add",
+            "cable",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+            "netns",
+            names[1],
+        )
         for i, name in enumerate(names):
             ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "cable")
             ip("-n", name, "link", "set", "lo", "up")
@@ -54,7 +67,17 @@ def on_both(machines: list[str], *options: str) -> list[subprocess.Popen[str]]:
     place = ["--master-addr=10.77.0.1", "--master-port=29511"]
     return [
         start(
-            *("ip", "netns", "exec", name, *torchrun, f"--node-rank={i}", *place, "train.py", *options),
+            *(
+                "ip",
+                "netns",
+                "exec",
+                name,
+                *torchrun,
+                f"--node-rank={i}",
+                *place,
+                "train.py",
+                *options,
+            ),
             GLOO_SOCKET_IFNAME="cable",
         )
         for i, name in enumerate(machines)
@@ -65,14 +88,21 @@ def test_two_machines_are_one_and_a_cut_cable_ends_both(two_machines, small, her
     alone, both = tmp_path / "alone", tmp_path / "both"
     options = [*small, "trainer.max_epochs=3", "trainer.accelerator=cpu"]
     here("train.py", *options, f"hydra.run.dir={alone}")
-    spread = [f"hydra.run.dir={both}", "trainer.num_nodes=2", "parallel.timeout=8", "callbacks.last.minutes=0"]
+    spread = [
+        f"hydra.run.dir={both}",
+        "trainer.num_nodes=2",
+        "parallel.timeout=8",
+        "callbacks.last.minutes=0",
+    ]
     runs = on_both(two_machines, *options, *spread)
     wait_for(both / "checkpoints" / "previous.ckpt", runs[0])
     subprocess.run(["ip", "-n", two_machines[0], "link", "set", "cable", "down"], check=True)
     cut = time.monotonic()
     for process in runs:
         output = process.communicate(timeout=60)[0]
-        assert process.returncode == 1 and "another process of this run ended, or was silent" in output, output
+        assert (
+            process.returncode == 1 and "another process of this run ended, or was silent" in output
+        ), output
     assert time.monotonic() - cut < 40 and not (both / "result.json").exists()
     subprocess.run(["ip", "-n", two_machines[0], "link", "set", "cable", "up"], check=True)
     for process in on_both(two_machines, f"resume={both}"):
@@ -83,23 +113,39 @@ def test_two_machines_are_one_and_a_cut_cable_ends_both(two_machines, small, her
 
 
 @pytest.mark.parametrize(
-    "text", ["Application timeout caused pair closure", "[…/gloo/tcp/pair.cc:538] Connection closed"]
+    "text",
+    ["Application timeout caused pair closure", "[…/gloo/tcp/pair.cc:538] Connection closed"],
 )
 def test_every_error_of_gloo_is_known(text, tmp_path):
     """A cut cable gives the first when two messages were on their way, one time in ten."""
-    with pytest.raises(ConnectionError, match="another process of this run ended"), lost_process(tmp_path):
+    with (
+        pytest.raises(ConnectionError, match="another process of this run ended"),
+        lost_process(tmp_path),
+    ):
         raise RuntimeError(text)
     with pytest.raises(RuntimeError, match="out of memory"), lost_process(tmp_path):
         raise RuntimeError("out of memory")
 
 
-SLURM = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
-SLURM |= {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "MASTER_PORT": "29513"}
+SLURM = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "2",
+    "SLURM_NODELIST": "localhost",
+}
+SLURM |= {
+    "SLURM_NNODES": "1",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_NODEID": "0",
+    "MASTER_PORT": "29513",
+}
 
 
 def srun(*options: str, **env: str) -> list[subprocess.Popen[str]]:
     """The two tasks that srun would start."""
-    ranks = [{"SLURM_STEP_ID": "0", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    ranks = [
+        {"SLURM_STEP_ID": "0", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)
+    ]
     return [start(sys.executable, "train.py", *options, **SLURM, **rank, **env) for rank in ranks]
 
 
@@ -108,7 +154,13 @@ def test_slurm_queues_the_job_again_and_it_goes_on(small, by_form, tmp_path):
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f"#!/bin/sh\necho $* >> {called}\n")
     scontrol.chmod(0o755)
-    options = [*small, "data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2"]
+    options = [
+        *small,
+        "data.batch_size=12",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+    ]
     options += ["callbacks.last.minutes=0", f"hydra.run.dir={folder}", "resume=auto"]
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     tasks = srun(*options, **path)
@@ -116,7 +168,9 @@ def test_slurm_queues_the_job_again_and_it_goes_on(small, by_form, tmp_path):
     for task in tasks:
         task.send_signal(signal.SIGUSR1)
     outputs = [task.communicate(timeout=60)[0] for task in tasks]
-    assert tasks[0].returncode == 128 + signal.SIGUSR1 and "SIGUSR1 after step" in outputs[0], outputs[0]
+    assert tasks[0].returncode == 128 + signal.SIGUSR1 and "SIGUSR1 after step" in outputs[0], (
+        outputs[0]
+    )
     assert called.read_text().split() == ["requeue", "77"] and not (folder / "result.json").exists()
     again = srun(*options, **path)
     outputs = [task.communicate(timeout=120)[0] for task in again]
@@ -126,16 +180,25 @@ def test_slurm_queues_the_job_again_and_it_goes_on(small, by_form, tmp_path):
 
 
 REFUSED = {
-    "trainer.num_nodes=2 data.batch_size=8": ({}, "start it by torchrun or srun on each of 2 machines"),
+    "trainer.num_nodes=2 data.batch_size=8": (
+        {},
+        "start it by torchrun or srun on each of 2 machines",
+    ),
     "trainer.devices=2": (SLURM, "starts them by srun"),
-    "trainer.devices=3": (SLURM, "SLURM starts 2 processes, but trainer.devices=3 on trainer.num_nodes=1 need 3"),
+    "trainer.devices=3": (
+        SLURM,
+        "SLURM starts 2 processes, but trainer.devices=3 on trainer.num_nodes=1 need 3",
+    ),
     "trainer.devices=2 seed=1": (
         {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"},
         "2 processes of torchrun need one folder: give hydra.run.dir",
     ),
     "trainer.devices=3 parallel=towers": ({}, "devices in groups of 2, but there are 3"),
     "trainer.devices=2 parallel=hybrid trainer.precision=16-mixed": ({}, "take bf16-mixed"),
-    "trainer.devices=2 parallel=fsdp +optimizer.fused=true": ({}, "no fused step for spread parameters"),
+    "trainer.devices=2 parallel=fsdp +optimizer.fused=true": (
+        {},
+        "no fused step for spread parameters",
+    ),
     "-m seed=1,2": (SLURM, "a sweep starts its processes by itself"),
 }
 
@@ -151,8 +214,20 @@ def test_what_can_not_be_started_is_refused_before_any_process_starts(options, s
 
 
 def test_sigterm_saves_on_every_device(small, by_form, tmp_path):
-    options = [*small, "data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2"]
-    process = start(sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path}", "callbacks.last.minutes=0")
+    options = [
+        *small,
+        "data.batch_size=12",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+    ]
+    process = start(
+        sys.executable,
+        "train.py",
+        *options,
+        f"hydra.run.dir={tmp_path}",
+        "callbacks.last.minutes=0",
+    )
     wait_for(tmp_path / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
@@ -167,8 +242,20 @@ def jobs(folder: Path) -> list[Path]:
 
 
 def test_a_sweep_of_device_counts_from_any_folder(small, by_form, tmp_path):
-    options = [*small, "data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2,1,2"]
-    done = run(str(ROOT / "train.py"), "-m", *options, f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path)
+    options = [
+        *small,
+        "data.batch_size=12",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2,1,2",
+    ]
+    done = run(
+        str(ROOT / "train.py"),
+        "-m",
+        *options,
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert [run_facts(job)["devices"] for job in jobs(tmp_path / "sweep")] == [2, 1, 2]
     assert {file.name for file in tmp_path.iterdir()} == {"sweep"}
@@ -180,7 +267,9 @@ def test_a_failing_rank_ends_its_job_and_no_other(small, tmp_path):
     options = [*small, "trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.devices=2"]
     env = {"PYTHONPATH": f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
     failing = ["+callbacks.fail._target_=failing.FailingRank", "+callbacks.fail.rank=1,9"]
-    process = start(sys.executable, "train.py", "-m", *options, *failing, f"hydra.sweep.dir={tmp_path}", **env)
+    process = start(
+        sys.executable, "train.py", "-m", *options, *failing, f"hydra.sweep.dir={tmp_path}", **env
+    )
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "0 failed with exit code" in output, output
     assert [job.name for job in jobs(tmp_path)] == ["1"]
@@ -191,22 +280,39 @@ def test_optuna_gives_every_rank_the_same_values(small, tmp_path):
     options = [*small, "trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.devices=2"]
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
     space = ["optimizer.lr=tag(log, interval(0.0001, 0.01))", f"hydra.sweep.dir={tmp_path}"]
-    done = run("train.py", "-m", *options, *search, *space)  # SameRun ends a run whose ranks differ
+    done = run(
+        "train.py", "-m", *options, *search, *space
+    )  # CheckRanksAgree ends a run whose ranks differ
     assert done.returncode == 0, done.stderr
     rates = [board(job).Scalars("lr-SGD/weights")[0].value for job in jobs(tmp_path)]
     assert len(rates) == 2 == len(set(rates))
 
 
 def test_sigterm_ends_a_sweep_and_its_processes(small, tmp_path):
-    options = [*small, "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2", "seed=0,1"]
-    command = [sys.executable, "train.py", "-m", *options, "callbacks.last.minutes=0", f"hydra.sweep.dir={tmp_path}"]
+    options = [
+        *small,
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "seed=0,1",
+    ]
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        *options,
+        "callbacks.last.minutes=0",
+        f"hydra.sweep.dir={tmp_path}",
+    ]
     process = start(*command)
     wait_for(tmp_path / "0" / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 143, output
-    assert not jobs(tmp_path) and checkpoint_file(tmp_path / "0", "last")
-    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout.split()
+    assert not jobs(tmp_path) and find_checkpoint(tmp_path / "0", "last")
+    left = subprocess.run(
+        ["pgrep", "-f", str(tmp_path)], capture_output=True, text=True
+    ).stdout.split()
     assert not left
     process = start(*command)
     output = process.communicate(timeout=120)[0]

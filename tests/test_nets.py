@@ -11,7 +11,13 @@ from hydra.utils import instantiate
 
 from alexnet.nets import layers
 from alexnet.nets.alexnet import AlexNet
-from alexnet.nets.layers import Dropout, EdgePadding, GroupedLinear, LocalResponseNorm, SpatialResponseNorm
+from alexnet.nets.layers import (
+    Dropout,
+    EdgePadding,
+    GroupedLinear,
+    LocalResponseNorm,
+    SpatialResponseNorm,
+)
 
 CONF = str(Path(__file__).parent.parent / "conf")
 PARAMETERS = {
@@ -64,7 +70,17 @@ def test_spatial_sizes():
 
 
 def test_non_overlapping_sizes():
-    assert sizes(build("alexnet_non_overlapping", "model.num_classes=10")) == [227, 55, 28, 26, 13, 13, 13, 11, 6]
+    assert sizes(build("alexnet_non_overlapping", "model.num_classes=10")) == [
+        227,
+        55,
+        28,
+        26,
+        13,
+        13,
+        13,
+        11,
+        6,
+    ]
 
 
 def reference_norm(x: np.ndarray, n: int, alpha: float, k: float) -> np.ndarray:
@@ -91,24 +107,32 @@ def test_response_norm_stays_in_its_tower(scale):
 @pytest.mark.parametrize("scale", [1, 30, 300])
 def test_response_norm_equals_torchs_in_float64(dtype, tolerance, layout, scale):
     torch.manual_seed(0)
-    x = (torch.randn(3, 18, 7, 6, dtype=dtype) * scale).relu().to(memory_format=layout).requires_grad_()
+    x = (
+        (torch.randn(3, 18, 7, 6, dtype=dtype) * scale)
+        .relu()
+        .to(memory_format=layout)
+        .requires_grad_()
+    )
     grad = torch.randn_like(x)
     ours = LocalResponseNorm(groups=2)(x)
     exact = x.detach().double().requires_grad_()
     norm = torch.nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
     theirs = torch.cat([norm(tower) for tower in exact.chunk(2, 1)], 1)
     torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=0)
-    d_ours, d_theirs = torch.autograd.grad(ours, x, grad)[0], torch.autograd.grad(theirs, exact, grad.double())[0]
+    d_ours, d_theirs = (
+        torch.autograd.grad(ours, x, grad)[0],
+        torch.autograd.grad(theirs, exact, grad.double())[0],
+    )
     assert (d_ours - d_theirs).abs().max() <= tolerance * d_theirs.abs().max()
     assert ours.is_contiguous(memory_format=layout) and d_ours.is_contiguous(memory_format=layout)
 
 
 def test_a_cpus_norm_is_everyone_elses(monkeypatch):
-    """A CPU goes picture by picture, other devices take the batch at once."""
+    """A CPU goes image by image, other devices take the batch at once."""
     x, grad = torch.randn(3, 8, 5, 5) * 50, torch.randn(3, 8, 5, 5)
     for norm in (LocalResponseNorm(groups=2), SpatialResponseNorm()):
         results = []
-        for compute in (layers._by_picture, layers._normed):
+        for compute in (layers._by_image, layers._normed):
             monkeypatch.setattr(layers, "_on_device", lambda x, compute=compute: compute)
             inputs = x.clone().requires_grad_()
             y = norm(inputs)
@@ -118,7 +142,9 @@ def test_a_cpus_norm_is_everyone_elses(monkeypatch):
 
 def test_response_norm_in_bfloat16_is_computed_in_float32():
     x = torch.randn(1, 8, 3, 3, dtype=torch.bfloat16) * 50
-    torch.testing.assert_close(LocalResponseNorm()(x), LocalResponseNorm()(x.float()).bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        LocalResponseNorm()(x), LocalResponseNorm()(x.float()).bfloat16(), rtol=0, atol=0
+    )
 
 
 def test_spatial_norm():
@@ -128,7 +154,9 @@ def test_spatial_norm():
         for j in range(8):
             window = x[:, :, max(0, i - 2) : i + 3, max(0, j - 2) : j + 3]
             expected[:, :, i, j] = x[:, :, i, j] / (1 + 1e-3 / 25 * (window**2).sum((2, 3))) ** 0.75
-    np.testing.assert_allclose(SpatialResponseNorm()(torch.from_numpy(x)).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        SpatialResponseNorm()(torch.from_numpy(x)).numpy(), expected, rtol=1e-12
+    )
     y = torch.from_numpy(x[:1, :2, :4, :4]).requires_grad_()
     assert torch.autograd.gradcheck(SpatialResponseNorm(), y)
 
@@ -144,13 +172,18 @@ def test_dropout_is_not_inverted():
 def test_overhanging_windows_equal_a_loop():
     """conv1 at 224: the last window covers columns 216 to 226, the last three of which count as zero."""
     torch.manual_seed(0)
-    x, kernel = torch.randn(1, 3, 32, 32, dtype=torch.float64), torch.randn(2, 3, 11, 11, dtype=torch.float64)
+    x, kernel = (
+        torch.randn(1, 3, 32, 32, dtype=torch.float64),
+        torch.randn(2, 3, 11, 11, dtype=torch.float64),
+    )
     actual = torch.nn.functional.conv2d(EdgePadding(11, 4)(x), kernel, stride=4)
     expected = np.zeros((2, 7, 7))
     for i in range(7):
         for j in range(7):
             patch = x[0, :, 4 * i : 4 * i + 11, 4 * j : 4 * j + 11].numpy()
-            expected[:, i, j] = (kernel[..., : patch.shape[1], : patch.shape[2]].numpy() * patch).sum((1, 2, 3))
+            expected[:, i, j] = (
+                kernel[..., : patch.shape[1], : patch.shape[2]].numpy() * patch
+            ).sum((1, 2, 3))
     np.testing.assert_allclose(actual[0].numpy(), expected, atol=1e-12)
 
 
@@ -162,7 +195,7 @@ def test_grouped_linear_equals_blocks():
     torch.testing.assert_close(layer(x), torch.cat(halves, 1) + layer.bias)
 
 
-def test_initialisers():
+def test_initializers():
     torch.manual_seed(0)
     net = AlexNet(num_classes=10, width=0.5)
     stds = {name: p.std().item() for name, p in net.named_parameters() if name.endswith("weight")}
@@ -178,7 +211,10 @@ def test_initialisers():
 def test_without_a_layer(without):
     net = AlexNet(num_classes=10, width=0.125, without=without)
     names = dict(net.named_children())
-    assert not any(name in names for name in (f"conv{without}", f"fc{without}", f"relu{without}", f"norm{without}"))
+    assert not any(
+        name in names
+        for name in (f"conv{without}", f"fc{without}", f"relu{without}", f"norm{without}")
+    )
     assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 10)
 
 
@@ -187,7 +223,12 @@ def test_owt_takes_torchvisions_weights():
 
     torch.manual_seed(0)
     theirs = alexnet(weights=None).eval()
-    plain = ["model.stage1=[relu,pool]", "model.stage2=[relu,pool]", "model.num_classes=1000", "model.dropout=0.0"]
+    plain = [
+        "model.stage1=[relu,pool]",
+        "model.stage2=[relu,pool]",
+        "model.num_classes=1000",
+        "model.dropout=0.0",
+    ]
     ours = build("alexnet_owt", *plain).eval()
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, 224, 224)
@@ -210,17 +251,19 @@ def test_wrong_values_are_named(wrong):
         AlexNet(width=0.05, num_classes=3, **wrong)
 
 
-@pytest.mark.parametrize("init", ["source_2012", "paper_text", "caffe", "kaiming"])
+@pytest.mark.parametrize("init", ["authors", "paper_text", "caffe", "kaiming"])
 def test_first_activations_have_the_scale_of_the_initial_weights(init):
     """Before its bias, a layer's outputs have σ · √(fan-in · mean square of the inputs), layer by layer."""
     torch.manual_seed(0)
     net = AlexNet(num_classes=100, crop=131, init=init).eval()
-    stds = {"source_2012": (0.01, 0.01, 0.03, 0.03, 0.03, 0.01), "paper_text": (0.01,) * 6}
+    stds = {"authors": (0.01, 0.01, 0.03, 0.03, 0.03, 0.01), "paper_text": (0.01,) * 6}
     stds |= {"caffe": (0.01,) * 5 + (0.005,), "kaiming": (None,) * 6}
     inputs: dict[str, torch.Tensor] = {}
     layers = {name: module for name, module in net.named_children() if name[:-1] in ("conv", "fc")}
     for name, layer in layers.items():
-        layer.register_forward_pre_hook(lambda module, given, name=name: inputs.update({name: given[0]}))
+        layer.register_forward_pre_hook(
+            lambda module, given, name=name: inputs.update({name: given[0]})
+        )
     with torch.no_grad():
         logits = net(60 * torch.randn(8, 3, 131, 131))
         for (name, layer), std in zip(list(layers.items())[:6], stds[init], strict=True):
@@ -229,20 +272,24 @@ def test_first_activations_have_the_scale_of_the_initial_weights(init):
             if name == "fc6":
                 before, square = F.linear(x, layer.weight.double()), (x**2).mean()
             else:  # borders see zeros: the mean over windows, by a convolution with ones
-                before = F.conv2d(x, layer.weight.double(), None, layer.stride, layer.padding, 1, layer.groups)
+                before = F.conv2d(
+                    x, layer.weight.double(), None, layer.stride, layer.padding, 1, layer.groups
+                )
                 side = layer.kernel_size[0]
                 seen = F.avg_pool2d((x**2).mean(1, keepdim=True), side, layer.stride, layer.padding)
                 square = seen.mean()
-            assert before.std() == pytest.approx(std * (fan_in * float(square)) ** 0.5, rel=0.15), name
+            assert before.std() == pytest.approx(std * (fan_in * float(square)) ** 0.5, rel=0.15), (
+                name
+            )
     assert torch.isfinite(logits).all()
 
 
 def test_the_papers_text_begins_with_less_signal_than_its_source():
-    """What depends on the picture in the logits: σ = 0.01 in conv3 to conv5 leaves a 27th of it, or less."""
+    """What depends on the image in the logits: σ = 0.01 in conv3 to conv5 leaves a 27th of it, or less."""
     signal = {}
-    for init in ("source_2012", "paper_text"):
+    for init in ("authors", "paper_text"):
         torch.manual_seed(0)
         net = AlexNet(num_classes=100, crop=131, init=init).eval()
         with torch.no_grad():
             signal[init] = float(net(60 * torch.randn(16, 3, 131, 131)).std(0).mean())
-    assert signal["source_2012"] / signal["paper_text"] > 15
+    assert signal["authors"] / signal["paper_text"] > 15

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from alexnet.training.metrics import Errors
-from alexnet.training.optim import SGD, sgd_2012
+from alexnet.training.optim import SGD, build_sgd
 from alexnet.training.schedules import drops, linear, recorded
 
 
@@ -38,15 +38,19 @@ def test_update_rule_equals_torchs_until_the_rate_drops():
             optimizer.step()
         return p.detach()
 
-    torch.testing.assert_close(trajectory(SGD, False), trajectory(torch.optim.SGD, False), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        trajectory(SGD, False), trajectory(torch.optim.SGD, False), rtol=1e-13, atol=0
+    )
     assert not torch.allclose(trajectory(SGD, True), trajectory(torch.optim.SGD, True), rtol=1e-2)
 
 
 def test_biases_have_twice_the_rate_and_no_decay():
     net = torch.nn.Linear(2, 2)
     options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005}
-    weights, biases = sgd_2012(net, **options, bias_lr_factor=2.0, decay_biases=False).param_groups
-    assert (weights["lr"], weights["weight_decay"]) == (0.01, 0.0005) and weights["params"] == [net.weight]
+    weights, biases = build_sgd(net, **options, bias_lr_factor=2.0, decay_biases=False).param_groups
+    assert (weights["lr"], weights["weight_decay"]) == (0.01, 0.0005) and weights["params"] == [
+        net.weight
+    ]
     assert (biases["lr"], biases["weight_decay"]) == (0.02, 0.0) and biases["params"] == [net.bias]
 
 
@@ -67,7 +71,9 @@ def test_schedules():
     recorded = rates(lambda o, n: drops(o, n, 1, epochs=[25, 51, 79], **rule), 91)
     assert [round(-np.log10(r)) for r in recorded] == [0] * 25 + [1] * 26 + [2] * 28 + [3] * 12
     stalled = rates(lambda o, n: drops(o, n, 1, epochs=None, **rule), 12, [0.5] * 12)
-    assert stalled == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001, 0.001, 0.001])
+    assert stalled == pytest.approx(
+        [1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001, 0.001, 0.001]
+    )
     assert rates(lambda o, n: linear(o, n, 1, warmup=0.2), 10)[:3] == [0.5, 1.0, 1.0]
 
 
@@ -82,7 +88,11 @@ def test_errors_against_counting():
     ranks = np.argsort(-scores, 1)
     kept = weights > 0
     expected = [int((~(ranks[:, :k] == labels[:, None]).any(1) & kept).sum()) for k in (1, 5)]
-    assert metric.counts() == {"top1_misses": expected[0], "top5_misses": expected[1], "pictures": int(kept.sum())}
+    assert metric.counts() == {
+        "top1_misses": expected[0],
+        "top5_misses": expected[1],
+        "images": int(kept.sum()),
+    }
     metric.update(torch.full((1, 20), torch.nan), torch.tensor([0]), torch.ones(1), torch.ones(1))
     with pytest.raises(FloatingPointError, match="not finite for 1 of"):
         metric.compute()
@@ -116,7 +126,9 @@ def test_update_rule_in_any_layout():
 
 def test_shapes_of_the_rates():
     def at(entry: dict, step: int) -> float:
-        optimizer = SGD([{"name": "weights", "params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0, 0.9, 0.0)
+        optimizer = SGD(
+            [{"name": "weights", "params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0, 0.9, 0.0
+        )
         scheduler = recorded(optimizer, 1000, 10, rates={"weights": entry})["scheduler"]
         return scheduler.lr_lambdas[0](step)
 
@@ -126,8 +138,15 @@ def test_shapes_of_the_rates():
         assert at({"shape": "linear", **ends}, step) == pytest.approx(0.02 * (1 - p) + 5e-6 * p)
         pow_ = np.log(5e-6) / np.log(0.02) - 1  # ExpLRS of src/lr.cu
         assert at({"shape": "exp", **ends}, step) == pytest.approx(0.02 ** (1 + p * pow_))
-    assert [at({"shape": "dexp", "steps": 3, **ends}, step) for step in (333, 334, 666, 667)] == pytest.approx(
-        [0.02, np.sqrt(0.02 * 5e-6), np.sqrt(0.02 * 5e-6), 5e-6]
-    )
-    with pytest.raises(ValueError, match="conv9.weights: name these layers in optimizer.apart"):
-        recorded(SGD([{"name": "weights", "params": []}], 1.0, 0.9, 0.0), 1, 1, rates={"conv9.weights": [[0, 1]]})
+    assert [
+        at({"shape": "dexp", "steps": 3, **ends}, step) for step in (333, 334, 666, 667)
+    ] == pytest.approx([0.02, np.sqrt(0.02 * 5e-6), np.sqrt(0.02 * 5e-6), 5e-6])
+    with pytest.raises(
+        ValueError, match="conv9.weights: name these layers in optimizer.separate_layers"
+    ):
+        recorded(
+            SGD([{"name": "weights", "params": []}], 1.0, 0.9, 0.0),
+            1,
+            1,
+            rates={"conv9.weights": [[0, 1]]},
+        )

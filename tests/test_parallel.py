@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet.nets.alexnet import AlexNet
 from alexnet.parallel import cost, towers
-from alexnet.parallel.forms import DataParallel, FullySharded, Hybrid, Towers
-from alexnet.training.optim import sgd_2012
+from alexnet.parallel.strategies import DataParallel, FullySharded, Hybrid, Towers
+from alexnet.training.optim import build_sgd
 
 FORMS = {
     "ddp": (DataParallel(False, 60), 2, 1),  # form, processes, devices of a group
@@ -41,23 +41,27 @@ LIMIT = 0.05  # of the gradients' norm, where they are clipped
 def build(**kwargs) -> AlexNet:
     """Activations of a hundred, where a norm's window over the towers' border is seen."""
     torch.manual_seed(0)
-    return AlexNet(num_classes=7, width=0.125, crop=67, dropout=0.0, init="kaiming", **kwargs).to(KIND, torch.float64)
+    return AlexNet(num_classes=7, width=0.125, crop=67, dropout=0.0, init="kaiming", **kwargs).to(
+        KIND, torch.float64
+    )
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    pictures = torch.randn(8, 3, 67, 67, generator=generator).double() * 100
-    return pictures.to(KIND), (torch.arange(8) % 7).to(KIND)
+    images = torch.randn(8, 3, 67, 67, generator=generator).double() * 100
+    return images.to(KIND), (torch.arange(8) % 7).to(KIND)
 
 
 def train(net: nn.Module, share: slice, average, clip=lambda parameters: None) -> Trained:
     """Ten steps: each one's loss, the first one's gradients, the last parameters."""
     seen: Trained = {}
-    optimizer = sgd_2012(net, lr=1e-6, momentum=0.9, weight_decay=5e-4, bias_lr_factor=2.0, decay_biases=False)
+    optimizer = build_sgd(
+        net, lr=1e-6, momentum=0.9, weight_decay=5e-4, bias_lr_factor=2.0, decay_biases=False
+    )
     for step in range(10):
-        pictures, labels = (t[share] for t in batch(step))
+        images, labels = (t[share] for t in batch(step))
         optimizer.zero_grad()
-        loss = F.cross_entropy(net(pictures), labels)
+        loss = F.cross_entropy(net(images), labels)
         loss.backward()
         clip(net.parameters())
         seen[f"loss {step}"] = average(loss.detach()).cpu()
@@ -65,7 +69,8 @@ def train(net: nn.Module, share: slice, average, clip=lambda parameters: None) -
             seen |= {f"gradient of {name}": whole(p.grad) for name, p in net.named_parameters()}
         optimizer.step()
     return {k.replace("module.", ""): v for k, v in seen.items()} | {
-        f"value of {name.removeprefix('module.')}": whole(p.detach()) for name, p in net.named_parameters()
+        f"value of {name.removeprefix('module.')}": whole(p.detach())
+        for name, p in net.named_parameters()
     }
 
 
@@ -81,8 +86,12 @@ def join(rank: int, name: str, folder: Path) -> DeviceMesh:
     if KIND == "cuda":
         torch.cuda.set_device(rank)
     store = dist.FileStore(str(folder / "rendezvous"), world_size)
-    dist.init_process_group("nccl" if KIND == "cuda" else "gloo", rank=rank, world_size=world_size, store=store)
-    return init_device_mesh(KIND, (world_size // group, group), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    dist.init_process_group(
+        "nccl" if KIND == "cuda" else "gloo", rank=rank, world_size=world_size, store=store
+    )
+    return init_device_mesh(
+        KIND, (world_size // group, group), mesh_dim_names=("data_parallel", "tensor_parallel")
+    )
 
 
 def worker(rank: int, name: str, mistake: str, folder: Path) -> None:
@@ -101,7 +110,11 @@ def worker(rank: int, name: str, mistake: str, folder: Path) -> None:
         dist.all_reduce(loss)
         return loss / world_size
 
-    clip = partial(towers.clip_norm, limit=LIMIT) if mistake == "none, clipped" else lambda parameters: None
+    clip = (
+        partial(towers.clip_gradient_norm, limit=LIMIT)
+        if mistake == "none, clipped"
+        else lambda parameters: None
+    )
     seen = train(net, slice(first, first + rows), average, clip)
     if rank == 0:
         torch.save(seen, folder / "seen.pt")
@@ -123,7 +136,11 @@ def alone() -> Trained:
 def greatest_difference(seen: Trained, expected: Trained, what: str) -> float:
     """Of all tensors of a kind, relative to each one's greatest element."""
     assert seen.keys() == expected.keys()
-    return max(float((seen[k] - v).abs().max() / v.abs().max()) for k, v in expected.items() if k.startswith(what))
+    return max(
+        float((seen[k] - v).abs().max() / v.abs().max())
+        for k, v in expected.items()
+        if k.startswith(what)
+    )
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -136,7 +153,9 @@ def test_ten_steps_are_those_of_one_device(name, alone, tmp_path):
 
 @pytest.mark.parametrize("name", ["fsdp", "two pairs of towers", "two pairs of hybrid"])
 def test_clipped_gradients_are_those_of_one_device(name, alone, tmp_path):
-    clipped = train(build(), slice(None), lambda loss: loss, partial(nn.utils.clip_grad_norm_, max_norm=LIMIT))
+    clipped = train(
+        build(), slice(None), lambda loss: loss, partial(nn.utils.clip_grad_norm_, max_norm=LIMIT)
+    )
     assert greatest_difference(clipped, alone, "gradient") > 0.5
     seen = spread(name, tmp_path, "none, clipped")
     assert greatest_difference(seen, clipped, "gradient") < 1e-12
@@ -145,7 +164,9 @@ def test_clipped_gradients_are_those_of_one_device(name, alone, tmp_path):
 
 def stop_gradient(layer: str):
     """As if what `layer` gathers had no backward."""
-    return lambda net: net.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
+    return lambda net: net.get_submodule(layer).register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].detach(),)
+    )
 
 
 def forget(name: str, instead):
@@ -156,8 +177,13 @@ MISTAKES = {
     "none": lambda net: None,
     "none, clipped": lambda net: None,
     "gradients of conv3's gather not summed": forget("Partial", towers.Replicate),
-    "hybrid's factors": forget("_ScaledGradient", type("Plain", (), {"apply": staticmethod(lambda x, factor: x)})),
-    **{f"{layer}'s gather without backward": stop_gradient(layer) for layer in ("conv3", "fc6", "fc7", "fc8")},
+    "hybrid's factors": forget(
+        "_ScaledGradient", type("Plain", (), {"apply": staticmethod(lambda x, factor: x)})
+    ),
+    **{
+        f"{layer}'s gather without backward": stop_gradient(layer)
+        for layer in ("conv3", "fc6", "fc7", "fc8")
+    },
 }
 
 
@@ -199,9 +225,9 @@ def spied(rank: int, name: str, folder: Path) -> None:
     mesh = join(rank, name, folder)
     net = AlexNet().to(KIND)
     form.split(net, mesh)
-    pictures = 2 if name != "towers" else 2 * world_size  # of a group together
+    images = 2 if name != "towers" else 2 * world_size  # of a group together
     with Spy() as spy:
-        net(torch.randn(pictures, 3, 224, 224, device=KIND)).sum().backward()
+        net(torch.randn(images, 3, 224, 224, device=KIND)).sum().backward()
     if rank == 0:
         torch.save(spy.sent, folder / "sent.pt")
     dist.barrier()
@@ -212,4 +238,6 @@ def spied(rank: int, name: str, folder: Path) -> None:
 def test_what_is_sent_is_what_was_calculated(name, tmp_path):
     need(2)
     mp.spawn(spied, (name, tmp_path), 2)
-    assert torch.load(tmp_path / "sent.pt") == pytest.approx(sum(cost.FORMS[name](2, 2, 2)), rel=1e-3)
+    assert torch.load(tmp_path / "sent.pt") == pytest.approx(
+        sum(cost.FORMS[name](2, 2, 2)), rel=1e-3
+    )

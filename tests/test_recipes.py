@@ -1,4 +1,4 @@
-"""The recipes of recorded nets do what their logs say, read back from the built optimiser and augmenter."""
+"""The recipes of recorded nets do what their logs say, read back from the built optimizer and augmenter."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,6 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-
-import alexnet.entry  # noqa: F401  (registers the resolvers)
 
 STEPS = 100  # of an epoch, so that 2.16 epochs are a whole number
 COLORS = np.ones(3), np.eye(3)
@@ -20,12 +18,14 @@ def composed(*options: str) -> DictConfig:
 
 
 def epochs_of(cfg: DictConfig) -> list[dict]:
-    """Rate, momentum and decay of each group, and the colour noise, at every hundredth of an epoch of a whole run."""
+    """Rate, momentum and decay of each group, and the color noise, at every hundredth of an epoch of a whole run."""
     cfg.model.num_classes, cfg.model.width = 10, 0.02
     optimizer = instantiate(cfg.optimizer)(instantiate(cfg.model))
     epochs = cfg.trainer.max_epochs
     scheduler = instantiate(cfg.schedule)(optimizer, epochs * STEPS, STEPS)["scheduler"]
-    augment = instantiate(cfg.augment)(np.zeros((256, 256, 3)), np.array([20.0, 37, 122]), np.eye(3))
+    augment = instantiate(cfg.augment)(
+        np.zeros((256, 256, 3)), np.array([20.0, 37, 122]), np.eye(3)
+    )
     optimizer.step()
     seen = []
     for step in range(epochs * STEPS):
@@ -57,28 +57,31 @@ def stopped(values: list[float], epoch: int) -> list[float]:
 
 def automated(scale: int, conv1: int, noise: int) -> dict[str, list[float]]:
     """The falling steps of nets 170, rates times `scale`; conv1 rests and the noise ends after so many epochs."""
-    weights, biases = treads(0.01 * scale, 4e-5 * scale, 4, 95), treads(0.02 * scale, 0.002 * scale, 2, 95)
+    weights, biases = (
+        treads(0.01 * scale, 4e-5 * scale, 4, 95),
+        treads(0.02 * scale, 0.002 * scale, 2, 95),
+    )
     frozen = {"conv1.weights": stopped(weights, conv1), "conv1.biases": stopped(biases, conv1)}
     return {"weights": weights, "biases": biases, **frozen, "noise": spans(noise, 0.1, 95, 0)}
 
 
-# Each as logged in layer-params-<net>.cfg: weights, biases, conv1's, colour noise; epochs at which each ended.
+# Each as logged in layer-params-<net>.cfg: weights, biases, conv1's, color noise; epochs at which each ended.
 RECORDED = {
-    "source_2012": {
+    "authors": {
         "weights": spans(25, 0.01, 51, 0.001, 79, 1e-4, 91, 1e-5),
         "biases": spans(91, 0.02),
         "conv1.weights": spans(25, 0.01, 51, 0.001, 67, 1e-4, 72, 1e-5, 91, 0),
         "conv1.biases": spans(72, 0.02, 91, 0),
         "noise": spans(67, 0.1, 91, 0),
     },
-    "source_145_continued": {
+    "net_145_continued": {
         "weights": spans(25, 0.01, 51, 0.001, 79, 1e-4, 91, 1e-5, 107, 0.001, 124, 1e-4, 135, 1e-5),
         "biases": spans(135, 0.02),
         "conv1.weights": spans(25, 0.01, 51, 0.001, 67, 1e-4, 72, 1e-5, 135, 0),
         "conv1.biases": spans(72, 0.02, 135, 0),
         "noise": spans(67, 0.1, 91, 0, 124, 0.1, 135, 0),
     },
-    "source_2010": {
+    "net_145_2010": {
         "weights": spans(23, 0.01, 51, 0.001, 78, 1e-4, 93, 1e-5),
         "biases": spans(23, 0.02, 93, 0.002),
         "conv1.weights": spans(23, 0.01, 51, 0.001, 68, 1e-4, 72, 1e-5, 93, 0),
@@ -133,12 +136,16 @@ def test_recorded_values(name):
             continue
         rates, momenta, decays = zip(*(moment[group] for moment in seen), strict=True)
         np.testing.assert_allclose(rates, expected, rtol=1e-9, err_msg=group)
-        assert set(momenta) == {0.9} and set(decays) == ({0.0005} if group.endswith("weights") else {0.0})
+        assert set(momenta) == {0.9} and set(decays) == (
+            {0.0005} if group.endswith("weights") else {0.0}
+        )
 
 
 def test_noise_leaves_with_its_division():
-    cfg = composed("experiment=source_2012")
-    augment = instantiate(cfg.augment)(np.zeros((256, 256, 3)), np.array([20.0, 37, 122]), np.eye(3))
+    cfg = composed("experiment=net_145")
+    augment = instantiate(cfg.augment)(
+        np.zeros((256, 256, 3)), np.array([20.0, 37, 122]), np.eye(3)
+    )
     white, ids = torch.full((64, 256, 256, 3), 110, dtype=torch.uint8), torch.arange(64)
     before, after = (augment.train(white, ids, epoch)[:, :, 0, 0] for epoch in (66, 67))
     assert (after == 110).all()
@@ -148,16 +155,16 @@ def test_noise_leaves_with_its_division():
 
 def test_a_twentieth_of_the_rows_is_faded():
     plain, faded = (
-        instantiate(composed(f"experiment={name}", "augment.color_noise=0", "augment.crop=32").augment)(
-            np.zeros((40, 40, 3)), *COLORS
-        )
+        instantiate(
+            composed(f"experiment={name}", "augment.color_noise=0", "augment.crop=32").augment
+        )(np.zeros((40, 40, 3)), *COLORS)
         for name in ("net_170", "net_170_fade")
     )
-    pictures = torch.randint(256, (64, 40, 40, 3), dtype=torch.uint8)
+    images = torch.randint(256, (64, 40, 40, 3), dtype=torch.uint8)
     rows = 0
     for epoch in range(100):
         ids = torch.arange(64) + 64 * epoch
-        images, result = (augment.train(pictures, ids, epoch) for augment in (plain, faded))
+        images, result = (augment.train(images, ids, epoch) for augment in (plain, faded))
         for first in (0, 32):
             expected = [0.75 * images[first + i] + 0.25 * images[first + 31 - i] for i in range(32)]
             rows += (whole := torch.allclose(result[first : first + 32], torch.stack(expected)))
@@ -165,15 +172,21 @@ def test_a_twentieth_of_the_rows_is_faded():
     assert 3 <= rows <= 20  # of 200, 10 expected
 
 
-def test_a_crop_is_shared_by_32_pictures_on_any_number_of_devices():
-    cfg = composed("experiment=source_2012", "augment.color_noise=0")
+def test_a_crop_is_shared_by_32_images_on_any_number_of_devices():
+    cfg = composed("experiment=net_145", "augment.color_noise=0")
     augment = instantiate(cfg.augment)(np.zeros((256, 256, 3)), *COLORS)
     ramp = torch.arange(256, dtype=torch.uint8)
-    pictures = (ramp[:, None] // 2 + ramp[None, :] // 2)[None, :, :, None].expand(128, 256, 256, 3).contiguous()
+    images = (
+        (ramp[:, None] // 2 + ramp[None, :] // 2)[None, :, :, None]
+        .expand(128, 256, 256, 3)
+        .contiguous()
+    )
     ids = torch.randperm(10**6)[:128]
-    whole = augment.train(pictures, ids, 5)
+    whole = augment.train(images, ids, 5)
     blocks = whole.unflatten(0, (4, 32))
     assert all(torch.equal(block, block[:1].expand_as(block)) for block in blocks)
     assert not torch.equal(blocks[0], blocks[1])
-    halves = torch.cat([augment.train(pictures[part], ids[part], 5) for part in (slice(0, 64), slice(64, 128))])
+    halves = torch.cat(
+        [augment.train(images[part], ids[part], 5) for part in (slice(0, 64), slice(64, 128))]
+    )
     assert torch.equal(whole, halves)

@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import FORMS, ON, ROOT, board, losses, need, result, run
 
-from alexnet.entry import checkpoint_file
-from alexnet.training.resume import AtomicIO
+from alexnet.run_folder import find_checkpoint
+from alexnet.training.checkpointing import AtomicIO
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(checkpoint_file(folder, "last"), weights_only=True)["state_dict"]
+    return torch.load(find_checkpoint(folder, "last"), weights_only=True)["state_dict"]
 
 
 def assert_same(resumed: Path, whole: Path) -> None:
@@ -39,13 +39,15 @@ def test_killed_within_an_epoch(form, small, tmp_path):
     assert run("train.py", *options, f"hydra.run.dir={tmp_path / 'whole'}").returncode == 0
     killed = tmp_path / "killed"
     command = [sys.executable, "train.py", *options, f"hydra.run.dir={killed}"]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
     while not (killed / "checkpoints" / "previous.ckpt").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    done = torch.load(checkpoint_file(killed, "last"), weights_only=True)["global_step"]
+    done = torch.load(find_checkpoint(killed, "last"), weights_only=True)["global_step"]
     assert 0 < done < 24 and done != 12
     resumed = run("train.py", f"resume={killed}")
     assert resumed.returncode == 0, resumed.stderr
@@ -53,7 +55,9 @@ def test_killed_within_an_epoch(form, small, tmp_path):
 
 
 @pytest.mark.parametrize("step", [4, 6])
-def test_broken_off_right_after_a_checkpoint_was_written(step, here, small, by_form, tmp_path, monkeypatch):
+def test_broken_off_right_after_a_checkpoint_was_written(
+    step, here, small, by_form, tmp_path, monkeypatch
+):
     """The numbers of a step, and of an epoch of four, are logged only later: no hole may stay in a curve."""
     options = [*small, "data.batch_size=12", "trainer.max_epochs=2", "callbacks.last.minutes=0"]
     save = AtomicIO.save_checkpoint
@@ -68,7 +72,9 @@ def test_broken_off_right_after_a_checkpoint_was_written(step, here, small, by_f
         here("train.py", *options, f"hydra.run.dir={tmp_path}")
     here("train.py", f"resume={tmp_path}")
     assert_same(tmp_path, by_form("one"))
-    resumed, whole = ([e.value for e in board(f).Scalars("train/top1_error")] for f in (tmp_path, by_form("one")))
+    resumed, whole = (
+        [e.value for e in board(f).Scalars("train/top1_error")] for f in (tmp_path, by_form("one"))
+    )
     assert resumed == whole and len(whole) == 2
 
 
@@ -94,7 +100,10 @@ def test_a_torn_checkpoint_is_named_and_passed_over(by_form, tmp_path):
         if name == "last":
             assert done.returncode == 0 and "last.ckpt is torn: " in done.stdout, done.stderr
             assert result(folder)["steps"] == 12
-            shutil.copy(by_form("one") / "checkpoints" / "last.ckpt", folder / "checkpoints" / "previous.ckpt")
+            shutil.copy(
+                by_form("one") / "checkpoints" / "last.ckpt",
+                folder / "checkpoints" / "previous.ckpt",
+            )
             (folder / "checkpoints" / "last.ckpt").unlink()
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and "previous.ckpt is no whole checkpoint" in line
@@ -109,7 +118,13 @@ def test_auto_takes_the_run_that_has_not_ended(here, small, tmp_path, monkeypatc
 
 
 def test_a_run_that_keeps_no_best_checkpoint_ends_and_is_reported(here, small, tmp_path):
-    here("train.py", *small, "trainer.max_epochs=1", "~callbacks.best", f"hydra.run.dir={tmp_path / 'run'}")
+    here(
+        "train.py",
+        *small,
+        "trainer.max_epochs=1",
+        "~callbacks.best",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
     assert result(tmp_path / "run")["best_top1_error"] is None
     here("report.py", f"runs={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'report'}")
     assert (tmp_path / "report" / "report.html").is_file()
@@ -141,15 +156,20 @@ def never_moved(resumed) -> Path:
 
 @pytest.mark.parametrize(
     "begun, ended",
-    [pytest.param(*pair, marks=[] if pair in SOME else [pytest.mark.long]) for pair in itertools.product(PAIRS, PAIRS)],
+    [
+        pytest.param(*pair, marks=[] if pair in SOME else [pytest.mark.long])
+        for pair in itertools.product(PAIRS, PAIRS)
+    ],
 )
 def test_a_run_goes_on_in_any_other_form(begun, ended, resumed, never_moved, here):
     folder = resumed(begun, ended)
     assert result(folder)["val_counts"] == result(never_moved)["val_counts"]
     expected = weights(never_moved)
-    assert {k: v.shape for k, v in weights(folder).items()} == {k: v.shape for k, v in expected.items()}
+    assert {k: v.shape for k, v in weights(folder).items()} == {
+        k: v.shape for k, v in expected.items()
+    }
     for name, value in expected.items():
         torch.testing.assert_close(weights(folder)[name], value, rtol=1e-4, atol=1e-6, msg=name)
     here("evaluate.py", f"run={folder}", "checkpoint=last")
-    errors = result(folder / "checkpoints")["centre crop"]
+    errors = result(folder / "checkpoints")["center crop"]
     assert round(errors["top1_error"] * 1003) == result(folder)["val_counts"]["top1_misses"]

@@ -1,4 +1,4 @@
-"""The embedded picture set is honest and the same everywhere."""
+"""The embedded image set is honest and the same everywhere."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +7,7 @@ import numpy as np
 from alexnet.data.shapes import CLASSES, render
 
 
-def test_a_picture_depends_on_seed_split_and_number_alone():
+def test_a_image_depends_on_seed_split_and_number_alone():
     alone, label = render(3, "val", 17)
     with ThreadPoolExecutor(3) as pool:
         many = list(pool.map(lambda i: render(3, "val", i), range(15, 20)))
@@ -18,12 +18,12 @@ def test_a_picture_depends_on_seed_split_and_number_alone():
 
 
 def small(split: str, index: int) -> tuple[np.ndarray, int]:
-    picture, label = render(0, split, index)
-    return picture.reshape(64, 4, 64, 4, 3).mean((1, 3)).ravel(), label
+    image, label = render(0, split, index)
+    return image.reshape(64, 4, 64, 4, 3).mean((1, 3)).ravel(), label
 
 
 def test_a_linear_classifier_on_pixels_fails():
-    """Ridge regression on 64 × 64 pixels, at its best penalty, misses most of the held-out pictures."""
+    """Ridge regression on 64 × 64 pixels, at its best penalty, misses most of the held-out images."""
     (x, y), (held_out, truth) = (
         map(np.array, zip(*(small(split, i) for i in range(count)), strict=True))
         for split, count in (("train", 1500), ("val", 500))

@@ -1,4 +1,4 @@
-"""Every form of a picture set gives the same store; odd pictures give right pixels or a reason."""
+"""Every form of a image set gives the same store; odd images give right pixels or a reason."""
 
 import io
 import json
@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from alexnet.data.decode import decode
-from alexnet.data.names import readable_names
 from alexnet.data.prepare import prepare_store
 from alexnet.data.sources import open_source
+from alexnet.data.sources.class_names import readable_names
 
 WORDS = {"n01440764": "tench", "n01443537": "goldfish", "n01484850": "great white shark"}
 CLASSES = list(WORDS)
@@ -24,14 +24,18 @@ CLASSES = list(WORDS)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """ILSVRC's file names: three classes, four pictures each to train on and two to validate with."""
+    """ILSVRC's file names: three classes, four images each to train on and two to validate with."""
     root, rng, number = tmp_path_factory.mktemp("set") / "folders", np.random.default_rng(0), 0
     for split, count in (("train", 4), ("val", 2)):
         for wordnet in CLASSES:
             (root / split / wordnet).mkdir(parents=True)
             for i in range(count):
                 number += 1
-                name = f"{wordnet}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{number:08d}.JPEG"
+                name = (
+                    f"{wordnet}_{i}.JPEG"
+                    if split == "train"
+                    else f"ILSVRC2012_val_{number:08d}.JPEG"
+                )
                 pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
                 Image.fromarray(pixels).resize((64, 48)).save(root / split / wordnet / name)
     return root
@@ -56,17 +60,25 @@ def tar_of(files: dict[str, Path | bytes], target: Path | None = None) -> bytes:
 
 def ilsvrc_tars(root: Path, made: Path) -> None:
     """The train tar of class tars, and the flat val tar with a list."""
-    classes = {f"{c}.tar": tar_of({f.name: f for f in of(root, "train") if f.parent.name == c}) for c in CLASSES}
+    classes = {
+        f"{c}.tar": tar_of({f.name: f for f in of(root, "train") if f.parent.name == c})
+        for c in CLASSES
+    }
     tar_of(classes, made / "ILSVRC2012_img_train.tar")
     tar_of({f.name: f for f in reversed(of(root, "val"))}, made / "ILSVRC2012_img_val.tar")
-    (made / "val_labels.txt").write_text("".join(f"{f.name} {f.parent.name}\n" for f in of(root, "val")))
+    (made / "val_labels.txt").write_text(
+        "".join(f"{f.name} {f.parent.name}\n" for f in of(root, "val"))
+    )
 
 
 def extracted_tars(root: Path, made: Path) -> None:
     """The train tar unpacked once, a folder of class tars; val as a tar of class folders."""
     (made / "train").mkdir()
     for c in CLASSES:
-        tar_of({f"./{f.name}": f for f in of(root, "train") if f.parent.name == c}, made / "train" / f"{c}.tar")
+        tar_of(
+            {f"./{f.name}": f for f in of(root, "train") if f.parent.name == c},
+            made / "train" / f"{c}.tar",
+        )
     tar_of({f"val/{f.parent.name}/{f.name}": f for f in of(root, "val")}, made / "val.tar")
 
 
@@ -80,11 +92,17 @@ def flat_val(root: Path, made: Path, lines: str) -> None:
 
 def numbers(root: Path, made: Path) -> None:
     """Caffe's val.txt."""
-    flat_val(root, made, "val.txt:" + "".join(f"{f.name} {CLASSES.index(f.parent.name)}\n" for f in of(root, "val")))
+    flat_val(
+        root,
+        made,
+        "val.txt:" + "".join(f"{f.name} {CLASSES.index(f.parent.name)}\n" for f in of(root, "val")),
+    )
 
 
 def kaggle(root: Path, made: Path) -> None:
-    rows = "".join(f"{f.stem},{f.parent.name} 1 2 3 4 {f.parent.name} 5 6 7 8\n" for f in of(root, "val"))
+    rows = "".join(
+        f"{f.stem},{f.parent.name} 1 2 3 4 {f.parent.name} 5 6 7 8\n" for f in of(root, "val")
+    )
     flat_val(root, made, "LOC_val_solution.csv:ImageId,PredictionString\n" + rows)
 
 
@@ -114,7 +132,9 @@ def devkit(root: Path, made: Path) -> None:
     synsets = np.array(rows, [("ILSVRC2012_ID", "i4"), ("WNID", "U9"), ("words", "O")])
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets})
-    truth = "".join(f"{own[f.parent.name]}\n" for f in sorted(of(root, "val"), key=lambda f: f.name))
+    truth = "".join(
+        f"{own[f.parent.name]}\n" for f in sorted(of(root, "val"), key=lambda f: f.name)
+    )
     prefix = "ILSVRC2012_devkit_t12/data/"
     data = tar_of(
         {
@@ -198,13 +218,19 @@ def test_cifar_batches(tmp_path):
     names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
     rows = {name: rng.integers(0, 256, (4, 3072), np.uint8) for name in names}
     for name in names:
-        (root / name).write_bytes(pickle.dumps({"data": rows[name], "labels": [0, 1, 1, 0]}, protocol=2))
+        (root / name).write_bytes(
+            pickle.dumps({"data": rows[name], "labels": [0, 1, 1, 0]}, protocol=2)
+        )
     store = prepare_store(str(tmp_path / "cifar"), str(tmp_path / "store"), 32)
     out = np.empty((4, 32, 32, 3), np.uint8)
     store.splits["val"].read(np.arange(4), out)
-    np.testing.assert_array_equal(out, rows["test_batch"].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(
+        out, rows["test_batch"].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)
+    )
     (root / "test_batch").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ValueError, match="test_batch is torn or no CIFAR-10 batch: it names os.system"):
+    with pytest.raises(
+        ValueError, match="test_batch is torn or no CIFAR-10 batch: it names os.system"
+    ):
         open_source(tmp_path / "cifar")
 
 
@@ -212,8 +238,11 @@ def test_cifar_batches(tmp_path):
     "lines, said",
     [
         ("ILSVRC2012_val_00000013.JPEG n01440764\n", "has no line"),
-        ("n01440764\n", "has 1 lines for 6 pictures"),
-        ("".join(f"ILSVRC2012_val_{i:08d}.JPEG n0\n" for i in range(13, 19)), "class n0 is not in the training set"),
+        ("n01440764\n", "has 1 lines for 6 images"),
+        (
+            "".join(f"ILSVRC2012_val_{i:08d}.JPEG n0\n" for i in range(13, 19)),
+            "class n0 is not in the training set",
+        ),
     ],
 )
 def test_a_wrong_list_is_named(lines, said, folders, tmp_path):
@@ -224,7 +253,7 @@ def test_a_wrong_list_is_named(lines, said, folders, tmp_path):
 
 def test_a_flat_set_without_a_list(folders, tmp_path):
     flat_val(folders, tmp_path, "other.txt:")
-    with pytest.raises(ValueError, match="holds pictures without classes: give labels=<file>"):
+    with pytest.raises(ValueError, match="holds images without classes: give labels=<file>"):
         open_source(tmp_path)
     with pytest.raises(FileNotFoundError, match="labels=nowhere is no file"):
         open_source(tmp_path, "nowhere")
@@ -241,7 +270,10 @@ def test_a_torn_tar_is_named(folders, tmp_path):
 def test_a_jpeg_store(folders, tmp_path):
     raw = prepare_store(str(folders), str(tmp_path / "raw"), 48)
     jpeg = prepare_store(str(folders), str(tmp_path / "jpeg"), 48, encoding="jpeg", quality=95)
-    assert sum((jpeg.folder / f"{s}-00000.bin").stat().st_size for s in ("train", "val")) < 18 * 48 * 48 * 3 / 2
+    assert (
+        sum((jpeg.folder / f"{s}-00000.bin").stat().st_size for s in ("train", "val"))
+        < 18 * 48 * 48 * 3 / 2
+    )
     order = np.random.default_rng(0).permutation(12)
     pixels = np.empty((2, 12, 48, 48, 3), np.uint8)
     for out, store in zip(pixels, (raw, jpeg), strict=True):
@@ -250,15 +282,17 @@ def test_a_jpeg_store(folders, tmp_path):
     np.testing.assert_array_equal(raw.mean, jpeg.mean)
 
 
-def saved(picture: Image.Image, kind: str, **options) -> bytes:
+def saved(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def zoo() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(
+        (64, 64), Image.Resampling.BICUBIC
+    )
     rotated = Image.Exif()
     rotated[0x0112] = 6
     clear = smooth.copy()
@@ -270,7 +304,7 @@ def zoo() -> dict[str, bytes]:
         "progressive": saved(smooth, "JPEG", progressive=True),
         "4:4:4": saved(smooth, "JPEG", subsampling=0),
         "4:2:2": saved(smooth, "JPEG", subsampling=1),
-        "grey": saved(smooth.convert("L"), "JPEG"),
+        "gray": saved(smooth.convert("L"), "JPEG"),
         "CMYK": saved(smooth.convert("CMYK"), "JPEG"),
         "EXIF rotation": saved(smooth, "JPEG", exif=rotated),
         "comment": saved(smooth, "JPEG", comment=b"x" * 1000),
@@ -279,9 +313,9 @@ def zoo() -> dict[str, bytes]:
         "trailing rubbish": jpeg + b"rubbish" * 100,
         "PNG": saved(smooth, "PNG"),
         "PNG palette": saved(smooth.convert("P"), "PNG"),
-        "PNG grey": saved(smooth.convert("L"), "PNG"),
+        "PNG gray": saved(smooth.convert("L"), "PNG"),
         "PNG bilevel": saved(smooth.convert("1"), "PNG"),
-        "PNG grey and alpha": saved(clear.convert("LA"), "PNG"),
+        "PNG gray and alpha": saved(clear.convert("LA"), "PNG"),
         "PNG alpha": saved(clear, "PNG"),
         "PNG 16 bits": saved(deep, "PNG"),
         "GIF": saved(smooth, "GIF"),
@@ -304,7 +338,7 @@ ZOO = zoo()
 
 
 @pytest.mark.parametrize("kind", ZOO)
-def test_odd_pictures_are_right_or_refused(kind):
+def test_odd_images_are_right_or_refused(kind):
     """Against Pillow's own decoder, alpha left out as ImageNet's readers do."""
     actual = decode(ZOO[kind], 64, "bicubic", exif=False)
     refused = {"empty", "HTML", "zeros", "head of a JPEG", "half of a JPEG", "half of a PNG"}
@@ -312,10 +346,10 @@ def test_odd_pictures_are_right_or_refused(kind):
         assert isinstance(actual, str) and actual, kind
         return
     assert isinstance(actual, np.ndarray) and actual.shape == (64, 64, 3), actual
-    picture = Image.open(io.BytesIO(ZOO[kind]))
-    if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    expected = picture.convert("RGB")
+    image = Image.open(io.BytesIO(ZOO[kind]))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    expected = image.convert("RGB")
     if kind in ("one pixel", "a line"):
         assert np.abs(actual.astype(int) - np.asarray(expected)[0, expected.width // 2]).max() < 64
     else:

@@ -24,7 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 log = logging.getLogger(__name__)
-OF_THIS_PROCESS = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+OF_THIS_PROCESS = (
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PL_GLOBAL_SEED",
+)
 
 
 class ProcessLauncher(Launcher):
@@ -32,15 +39,24 @@ class ProcessLauncher(Launcher):
     the same command with the same hydra.sweep.dir completes an interrupted sweep. A failing job does not stop the
     others."""
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         self.context, self.config = hydra_context, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-            raise HydraException("a sweep starts its processes by itself: leave torchrun out, or give SLURM --ntasks=1")
+            raise HydraException(
+                "a sweep starts its processes by itself: leave torchrun out, or give SLURM --ntasks=1"
+            )
         before = signal.signal(signal.SIGTERM, _exit)
         try:
-            jobs = [self._job(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+            jobs = [
+                self._job(list(overrides), initial_job_idx + i)
+                for i, overrides in enumerate(job_overrides)
+            ]
         finally:
             signal.signal(signal.SIGTERM, before)
         if len(jobs) > 1:
@@ -91,10 +107,10 @@ def _command(overrides: list[str], folder: Path) -> list[str]:
 
 def _run(command: list[str]) -> int:
     """Its exit code. The process ends with this one, by Ctrl-C and SIGTERM too."""
-    from alexnet.entry import TRACEBACKS
+    from alexnet.cli import SHOW_TRACEBACKS
 
     env = {name: value for name, value in os.environ.items() if name not in OF_THIS_PROCESS}
-    if not TRACEBACKS:
+    if not SHOW_TRACEBACKS:
         env.pop("HYDRA_FULL_ERROR", None)
     process = subprocess.Popen(command, env=env)
     try:

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from alexnet.benchmarks import Contestant
 from alexnet.benchmarks.loader import read, usual
-from alexnet.benchmarks.pictures import made
+from alexnet.benchmarks.photographs import made
+from alexnet.benchmarks.run import Candidate
 from alexnet.benchmarks.step import CLASSES, Steps, built, ceilings, configuration, device, finish
 from alexnet.data.datamodule import StoreData
 from alexnet.training.train import build
@@ -30,21 +30,33 @@ from alexnet.training.train import build
 log = logging.getLogger(__name__)
 
 
-def contestants(cfg: DictConfig) -> list[Contestant]:
+def list_candidates(cfg: DictConfig) -> list[Candidate]:
     train = configuration(cfg)
     data: StoreData = instantiate(train.data)
     if cfg.compile and device().type == "cuda":  # as train.py does
         data.augment.compile()
-    steps, memory = (Steps(built(train, cfg.fused), train, "compiled" if cfg.compile else "eager") for _ in range(2))
+    steps, memory = (
+        Steps(built(train, cfg.fused), train, "compiled" if cfg.compile else "eager")
+        for _ in range(2)
+    )
     peer = Steps(torchvision.models.alexnet(num_classes=CLASSES), train, "eager")
     peer.optimizer = torch.optim.SGD(peer.net.parameters(), 0.01, 0.9, weight_decay=0.0005)
     return [
         *ceilings(train),
-        Contestant("train.py", Training(train, cfg.steps), memory.cost, "plain loop"),
-        Contestant("plain loop", partial(_take, steps, _store(data), cfg.steps), memory.cost, "plain loop, no data"),
-        Contestant("plain loop, no data", partial(_take, memory, repeat(None), cfg.steps), memory.cost),
-        Contestant("torchvision, no data", partial(_take, peer, repeat(None), cfg.steps), peer.cost),
-        Contestant("torchvision, ImageFolder", partial(_take, peer, _folder(cfg), cfg.steps), peer.cost),
+        Candidate("train.py", Training(train, cfg.steps), memory.cost, "plain loop"),
+        Candidate(
+            "plain loop",
+            partial(_take, steps, _store(data), cfg.steps),
+            memory.cost,
+            "plain loop, no data",
+        ),
+        Candidate(
+            "plain loop, no data", partial(_take, memory, repeat(None), cfg.steps), memory.cost
+        ),
+        Candidate("torchvision, no data", partial(_take, peer, repeat(None), cfg.steps), peer.cost),
+        Candidate(
+            "torchvision, ImageFolder", partial(_take, peer, _folder(cfg), cfg.steps), peer.cost
+        ),
     ]
 
 
@@ -56,17 +68,21 @@ class Training(L.Callback):
         self.steps, self.taken, self.since, self.waited = steps, 0, 0.0, 0.0
         self.begin, self.end = Semaphore(0), Semaphore(0)
         run = build(train)
-        self.pictures = steps * run.data.batch_size
+        self.images = steps * run.data.batch_size
         run.trainer.callbacks.append(self)  # type: ignore[attr-defined]
-        Thread(target=run.trainer.fit, args=(run.module,), kwargs={"datamodule": run.data}, daemon=True).start()
+        Thread(
+            target=run.trainer.fit, args=(run.module,), kwargs={"datamodule": run.data}, daemon=True
+        ).start()
         self.end.acquire()
 
     def __call__(self) -> int:
         self.begin.release()
         self.end.acquire()
-        return self.pictures
+        return self.images
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self.taken % self.steps == 0:
             finish()
             loader: Any = trainer.train_dataloader
@@ -94,13 +110,19 @@ def _store(data: StoreData) -> Iterator[tuple[Tensor, Tensor]]:
     for epoch in count():
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            yield data.augment.train(batch.pictures, batch.ids, epoch), batch.labels
+            yield data.augment.train(batch.images, batch.ids, epoch), batch.labels
 
 
 def _folder(cfg: DictConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """As most people would: a worker for each core, pictures decoded at full size."""
-    pictures = ImageFolder(str(made(cfg) / "train"), v2.Compose(usual()), loader=read)
-    sizes = {"batch_size": cfg.batch_size, "num_workers": os.cpu_count(), "persistent_workers": True}
-    loader = DataLoader(pictures, shuffle=True, drop_last=True, pin_memory=torch.cuda.is_available(), **sizes)
+    """As most people would: a worker for each core, images decoded at full size."""
+    images = ImageFolder(str(made(cfg) / "train"), v2.Compose(usual()), loader=read)
+    sizes = {
+        "batch_size": cfg.batch_size,
+        "num_workers": os.cpu_count(),
+        "persistent_workers": True,
+    }
+    loader = DataLoader(
+        images, shuffle=True, drop_last=True, pin_memory=torch.cuda.is_available(), **sizes
+    )
     while True:
         yield from loader

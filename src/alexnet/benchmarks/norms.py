@@ -6,14 +6,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from alexnet.benchmarks import Contestant
-from alexnet.benchmarks.step import TorchNorm, ceilings, compiled_bytes, configuration, device, eager_bytes, finish
-from alexnet.nets.layers import LocalResponseNorm, compile_in_place
+from alexnet.benchmarks.run import Candidate
+from alexnet.benchmarks.step import (
+    TorchNorm,
+    ceilings,
+    compiled_bytes,
+    configuration,
+    device,
+    eager_bytes,
+    finish,
+)
+from alexnet.nets.layers import LocalResponseNorm, compile_network
 
 SHAPES = ((96, 55, 55), (256, 27, 27))
 
 
-def contestants(cfg: DictConfig) -> list[Contestant]:
+def list_candidates(cfg: DictConfig) -> list[Candidate]:
     train = configuration(cfg)
     forms: dict[str, Callable[[], nn.Module]] = {
         "ours": lambda: _stage(LocalResponseNorm(groups=2)),
@@ -26,14 +34,16 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
         for name, make in forms.items():
             stages = Stages(make, train, mode == "compiled")
             without = f"no norm, {mode}" if name != "no norm" else None
-            found.append(Contestant(f"{name}, {mode}", stages, stages.cost, without))
+            found.append(Candidate(f"{name}, {mode}", stages, stages.cost, without))
     if device().type == "cuda":
         from alexnet.nets.fused import FusedStage
 
         stages = Stages(
-            lambda: FusedStage(LocalResponseNorm(groups=2), nn.MaxPool2d(3, 2, ceil_mode=True)), train, False
+            lambda: FusedStage(LocalResponseNorm(groups=2), nn.MaxPool2d(3, 2, ceil_mode=True)),
+            train,
+            False,
         )
-        found.insert(0, Contestant("fused", stages, stages.cost, "no norm, compiled"))
+        found.insert(0, Candidate("fused", stages, stages.cost, "no norm, compiled"))
     return [*ceilings(train), *found]
 
 
@@ -51,11 +61,13 @@ class Stages:
         self.bytes = 0
         for shape in SHAPES:
             stage = make()
-            x = torch.randn(self.n, *shape, device=device(), dtype=dtype).to(memory_format=torch.channels_last)
+            x = torch.randn(self.n, *shape, device=device(), dtype=dtype).to(
+                memory_format=torch.channels_last
+            )
             x.requires_grad_()
             self.work.append((stage, x, torch.randn_like(stage(x))))
             if compiled:
-                compile_in_place(stage)
+                compile_network(stage)
         self.bytes = (compiled_bytes if compiled else eager_bytes)(self.once)
 
     def __call__(self) -> int:

@@ -10,17 +10,17 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from alexnet.benchmarks import Contestant
-from alexnet.benchmarks.pictures import made
+from alexnet.benchmarks.photographs import made
+from alexnet.benchmarks.run import Candidate
 from alexnet.data.prepare import prepare_store
 
 
-def contestants(cfg: DictConfig) -> list[Contestant]:
+def list_candidates(cfg: DictConfig) -> list[Candidate]:
     folder = made(cfg)
     return [
-        Contestant("prepare.py, one core", partial(_ours, folder, 1)),
-        Contestant("prepare.py, two cores", partial(_ours, folder, 2)),
-        Contestant("Pillow", partial(_pillow, folder)),
+        Candidate("prepare.py, one core", partial(_ours, folder, 1)),
+        Candidate("prepare.py, two cores", partial(_ours, folder, 2)),
+        Candidate("Pillow", partial(_pillow, folder)),
     ]
 
 
@@ -32,7 +32,9 @@ def _ours(folder: Path, cores: int) -> int:
     torch.set_num_threads(min(cores, threads))
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-            return sum(len(s) for s in prepare_store(str(folder), f"{place}/store", 256).splits.values())
+            return sum(
+                len(s) for s in prepare_store(str(folder), f"{place}/store", 256).splits.values()
+            )
     finally:
         os.sched_setaffinity(0, allowed)
         torch.set_num_threads(threads)
@@ -41,9 +43,9 @@ def _ours(folder: Path, cores: int) -> int:
 def _pillow(folder: Path) -> int:
     files = sorted(folder.glob("*/*/*.jpg"))
     for file in files:
-        picture = Image.open(file).convert("RGB")
-        scale = 256 / min(picture.size)
-        picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BICUBIC)
-        left, top = (picture.width - 256) // 2, (picture.height - 256) // 2
-        np.asarray(picture.crop((left, top, left + 256, top + 256)))
+        image = Image.open(file).convert("RGB")
+        scale = 256 / min(image.size)
+        image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+        left, top = (image.width - 256) // 2, (image.height - 256) // 2
+        np.asarray(image.crop((left, top, left + 256, top + 256)))
     return len(files)

@@ -16,14 +16,14 @@ from torch._inductor import compile_fx, metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from alexnet import keyed
-from alexnet.benchmarks import COPY, MATMUL, Contestant
-from alexnet.nets.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, compile_in_place
+from alexnet import rng
+from alexnet.benchmarks.run import COPY, MATMUL, Candidate
+from alexnet.nets.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, compile_network
 
 CLASSES = 1000
 
 
-def contestants(cfg: DictConfig) -> list[Contestant]:
+def list_candidates(cfg: DictConfig) -> list[Candidate]:
     train = configuration(cfg)
     torch._dynamo.config.recompile_limit = 64  # of one function, and all nets share theirs
     makers: dict[str, Callable[[], nn.Module]] = {
@@ -41,7 +41,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
         for name, make in makers.items():
             steps = Steps(make(), train, mode)
             without = f"no norms, {mode}" if name in ("fused", "ours", "F.lrn") else None
-            found.append(Contestant(f"{name}, {mode}", steps, steps.cost, without))
+            found.append(Candidate(f"{name}, {mode}", steps, steps.cost, without))
     return [*ceilings(train), *found]
 
 
@@ -56,12 +56,23 @@ def built(train: DictConfig, fused: bool) -> nn.Module:
 
 def configuration(cfg: DictConfig) -> DictConfig:
     """That of `train.py` with the benchmark's choices."""
-    chosen = {"model": cfg.net, "data.batch_size": cfg.batch_size, "trainer.precision": cfg.precision}
-    fixed = {"data.folder": cfg.folder, "data.make": "null", "model.num_classes": CLASSES, "compile": cfg.compile}
+    chosen = {
+        "model": cfg.net,
+        "data.batch_size": cfg.batch_size,
+        "trainer.precision": cfg.precision,
+    }
+    fixed = {
+        "data.folder": cfg.folder,
+        "data.make": "null",
+        "model.num_classes": CLASSES,
+        "compile": cfg.compile,
+    }
     fixed |= {"fused": cfg.fused, "trainer.max_epochs": 1000000, "trainer.limit_val_batches": 0}
     options = [f"{key}={value}" for key, value in (chosen | fixed).items()]
     unneeded = [f"~callbacks.{name}" for name in ("best", "last", "figures", "progress")]
-    return compose("train", [*options, "schedule=steps", *unneeded, "+trainer.enable_checkpointing=false"])
+    return compose(
+        "train", [*options, "schedule=steps", *unneeded, "+trainer.enable_checkpointing=false"]
+    )
 
 
 class TorchNorm(nn.Module):
@@ -74,7 +85,11 @@ class TorchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         towers = x.chunk(self.norm.groups, 1)
         return torch.cat(
-            [F.local_response_norm(t, self.norm.size, self.norm.alpha, 0.75, self.norm.k) for t in towers], 1
+            [
+                F.local_response_norm(t, self.norm.size, self.norm.alpha, 0.75, self.norm.k)
+                for t in towers
+            ],
+            1,
         )
 
 
@@ -99,7 +114,7 @@ def finish() -> None:
 
 
 class Steps:
-    """Training steps as `train.py` takes them: forward, loss, backward and the optimiser, in the run's precision."""
+    """Training steps as `train.py` takes them: forward, loss, backward and the optimizer, in the run's precision."""
 
     def __init__(self, net: nn.Module, train: DictConfig, mode: str):
         self.net = net.to(device()).to(memory_format=torch.channels_last)
@@ -107,15 +122,19 @@ class Steps:
         self.mixed = train.trainer.precision == "bf16-mixed"
         n, crop = train.data.batch_size, train.augment.crop
         images = torch.randn(n, 3, crop, crop, device=device()) * 50
-        self.images = images.to(torch.bfloat16 if self.mixed else torch.float32, memory_format=torch.channels_last)
+        self.images = images.to(
+            torch.bfloat16 if self.mixed else torch.float32, memory_format=torch.channels_last
+        )
         self.ids = torch.arange(n, device=device())
         self.labels = self.ids % CLASSES
         self.taken, self.count = 0, 30 if device().type == "cuda" else 1
         self.forward_flop, unneeded = self._flop()
         self.flop = 3 * self.forward_flop - unneeded
         if mode != "eager":  # graphs are CUDA's
-            compile_in_place(self.net, "reduce-overhead" if mode == "graphs" else None)
-        self.bytes = (eager_bytes if mode == "eager" else compiled_bytes)(self.learn) + eager_bytes(self.update)
+            compile_network(self.net, "reduce-overhead" if mode == "graphs" else None)
+        self.bytes = (eager_bytes if mode == "eager" else compiled_bytes)(self.learn) + eager_bytes(
+            self.update
+        )
 
     def __call__(self) -> int:
         for _ in range(self.count):
@@ -124,7 +143,7 @@ class Steps:
         return self.count * len(self.images)
 
     def step(self) -> None:
-        keys = keyed.keys(0, self.taken, self.ids)
+        keys = rng.make_keys(0, self.taken, self.ids)
         for layer in self.net.modules():
             if isinstance(layer, Dropout):
                 layer.keys = keys
@@ -142,11 +161,11 @@ class Steps:
         self.optimizer.zero_grad()
 
     def cost(self) -> tuple[float, float]:
-        """FLOP of convolutions and matrix products, and bytes that operations read and write, a picture."""
+        """FLOP of convolutions and matrix products, and bytes that operations read and write, a image."""
         return self.flop / len(self.images), self.bytes / len(self.images)
 
     def _flop(self) -> tuple[int, int]:
-        """Of the forward pass, a third of all, and of the gradient by the pictures, which nobody needs."""
+        """Of the forward pass, a third of all, and of the gradient by the images, which nobody needs."""
         with FlopCounterMode(display=False) as whole, torch.no_grad():
             self.net(self.images.float())
         first = next(layer for layer in self.net.modules() if isinstance(layer, nn.Conv2d))
@@ -180,11 +199,13 @@ class Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             tensors = torch.utils._pytree.tree_leaves((args, kwargs, out))
-            self.bytes += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+            self.bytes += sum(
+                t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)
+            )
         return out
 
 
-def ceilings(train: DictConfig) -> list[Contestant]:
+def ceilings(train: DictConfig) -> list[Candidate]:
     """What this device does at best, in the run's precision."""
     mixed, big = train.trainer.precision == "bf16-mixed", device().type == "cuda"
     side, repeat = (8192, 10) if big else (2048, 4)
@@ -205,4 +226,4 @@ def ceilings(train: DictConfig) -> list[Contestant]:
         finish()
         return repeat * 2 * source.numel()
 
-    return [Contestant(MATMUL, matmul), Contestant(COPY, copy)]
+    return [Candidate(MATMUL, matmul), Candidate(COPY, copy)]

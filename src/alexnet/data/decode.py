@@ -1,4 +1,4 @@
-"""A picture's file to its square; apart from the rest because torch takes seconds to import."""
+"""A image's file to its square; separate_layers from the rest because torch takes seconds to import."""
 
 import io
 from contextlib import suppress
@@ -13,35 +13,37 @@ LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 179 million pixels
 
 
 def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.ndarray | str:
-    """(size, size, 3) uint8 of an encoded picture or of (height, width, 3) pixels, or what is wrong with it.
+    """(size, size, 3) uint8 of an encoded image or of (height, width, 3) pixels, or what is wrong with it.
 
-    The shorter side comes to `size`, then the centre square is kept (§2). resize `bicubic` is antialiased, Pillow's
+    The shorter side comes to `size`, then the center square is kept (§2). resize `bicubic` is antialiased, Pillow's
     pixels but for rounding; `area` averages when it shrinks and interpolates bicubically when it enlarges, as
-    cuda-convnet2 did. exif turns the picture as its camera says, which ImageNet's labels do not expect.
+    cuda-convnet2 did. exif turns the image as its camera says, which ImageNet's labels do not expect.
     """
     try:
-        picture = _pixels(data, exif)
+        image = _pixels(data, exif)
     except Exception as error:  # Pillow's decoders raise whatever their format's errors are
         return " ".join(str(error).split()).split(", ", 2)[-1] or type(error).__name__
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     shorter = min(height, width)
-    picture = _center(picture, min(height, 4 * shorter), min(width, 4 * shorter))  # else a line would grow huge
+    image = _center(
+        image, min(height, 4 * shorter), min(width, 4 * shorter)
+    )  # else a line would grow huge
     if shorter != size:
-        picture = _resized(picture, size, "bicubic" if shorter < size else resize)
-    return np.ascontiguousarray(_center(picture, size, size))
+        image = _resized(image, size, "bicubic" if shorter < size else resize)
+    return np.ascontiguousarray(_center(image, size, size))
 
 
-def _center(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, left = round((picture.shape[0] - height) / 2), round((picture.shape[1] - width) / 2)
-    return picture[top : top + height, left : left + width]
+def _center(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+    return image[top : top + height, left : left + width]
 
 
-def _resized(picture: np.ndarray, size: int, mode: str) -> np.ndarray:
+def _resized(image: np.ndarray, size: int, mode: str) -> np.ndarray:
     """In one call of torch, since threads queue for the interpreter's lock after each; as wide as torchvision makes it,
     or, if `mode` is area, as make-data did."""
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     shorter = min(height, width)
-    batch = torch.from_numpy(picture.reshape(1, height, width, 3).transpose(0, 3, 1, 2))
+    batch = torch.from_numpy(image.reshape(1, height, width, 3).transpose(0, 3, 1, 2))
     if mode == "area":
         shape = [round(side * size / shorter) for side in (height, width)]
         resized = interpolate(batch.float(), shape, mode="area").round().to(torch.uint8)
@@ -63,8 +65,10 @@ def _pixels(data: bytes | np.ndarray, exif: bool) -> np.ndarray:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
             if colors == "YCbCr" and height * width < LARGEST:
                 return simplejpeg.decode_jpeg(data, "RGB")
-    with Image.open(io.BytesIO(data)) as picture:  # reads the header, and refuses more pixels than LARGEST
-        if picture.mode.startswith("I"):  # 16 bits
-            return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, 2)
-        upright = ImageOps.exif_transpose(picture) if exif else picture
+    with Image.open(
+        io.BytesIO(data)
+    ) as image:  # reads the header, and refuses more pixels than LARGEST
+        if image.mode.startswith("I"):  # 16 bits
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
+        upright = ImageOps.exif_transpose(image) if exif else image
         return np.array(upright.convert("RGB"))

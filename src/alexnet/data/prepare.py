@@ -1,4 +1,4 @@
-"""Any source to a store: decode, shorter side to `size`, centre crop (§2)."""
+"""Any source to a store: decode, shorter side to `size`, center crop (§2)."""
 
 import logging
 import re
@@ -12,27 +12,31 @@ from typing import Any
 import simplejpeg
 from omegaconf import DictConfig
 
-from alexnet.data.names import readable_names
 from alexnet.data.sources import Source, open_source
-from alexnet.data.store import Store
-from alexnet.data.write import Picture, Plan, write_store
-from alexnet.entry import clear_errors
+from alexnet.data.sources.class_names import readable_names
+from alexnet.data.store.reader import Store
+from alexnet.data.store.writer import Plan, PreparedImage, write_store
 
 log = logging.getLogger(__name__)
 ILSVRC = {"train": 1_281_167, "val": 50_000}
-CHOICES = {"encoding": ("raw", "jpeg"), "resize": ("bicubic", "area"), "download": (None, "cifar10", "imagenette")}
+CHOICES = {
+    "encoding": ("raw", "jpeg"),
+    "resize": ("bicubic", "area"),
+    "download": (None, "cifar10", "imagenette"),
+}
 
 
 def prepare(cfg: DictConfig) -> None:
-    with clear_errors():
-        _check(cfg)
-        if cfg.download:
-            _download(cfg.download, cfg.source)
-        options = {name: cfg[name] for name in ("size", "encoding", "quality", "resize", "exif", "max_bad")}
-        store = prepare_store(cfg.source, cfg.folder, labels=cfg.labels, **options)
-        if cfg.verify:
-            store.verify()
-            log.info("every shard has its hash")
+    _check(cfg)
+    if cfg.download:
+        _download(cfg.download, cfg.source)
+    options = {
+        name: cfg[name] for name in ("size", "encoding", "quality", "resize", "exif", "max_bad")
+    }
+    store = prepare_store(cfg.source, cfg.folder, labels=cfg.labels, **options)
+    if cfg.verify:
+        store.verify()
+        log.info("every shard has its hash")
     _report(store)
 
 
@@ -57,21 +61,28 @@ def prepare_store(
     made_of: dict[str, Any] = {"pictures": source.counts, "sha256": source.fingerprint, **how}
     names = readable_names(source.classes, Path(path))
     return write_store(
-        folder, Plan(size, source.classes, source.counts, read, made_of, made_with, encoding, max_bad, names)
+        folder,
+        Plan(
+            size, source.classes, source.counts, read, made_of, made_with, encoding, max_bad, names
+        ),
     )
 
 
-def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Iterator[Picture]:
+def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Iterator[PreparedImage]:
     from alexnet.data.decode import decode  # imports torch, which takes seconds
 
     for item in source.read(split, rows):
         pixels = decode(item.data, how["size"], how["resize"], how["exif"])
         if isinstance(pixels, str):
-            yield Picture(b"", None, item.label, item.name, pixels)
+            yield PreparedImage(b"", None, item.label, item.name, pixels)
         else:
             raw = how["encoding"] == "raw"
-            data = pixels.data if raw else simplejpeg.encode_jpeg(pixels, how["quality"], colorsubsampling="420")
-            yield Picture(data, pixels, item.label, item.name)
+            data = (
+                pixels.data
+                if raw
+                else simplejpeg.encode_jpeg(pixels, how["quality"], colorsubsampling="420")
+            )
+            yield PreparedImage(data, pixels, item.label, item.name)
 
 
 def _check(cfg: DictConfig) -> None:
@@ -95,7 +106,10 @@ def _download(name: str, folder: str) -> None:
         datasets.CIFAR10(folder, download=True)
     elif not (Path(folder) / "train").is_dir():
         found = datasets.Imagenette(folder, download=True)
-        words = "".join(f"{i}\t{', '.join(words)}\n" for i, words in zip(found.wnids, found.classes, strict=True))
+        words = "".join(
+            f"{i}\t{', '.join(words)}\n"
+            for i, words in zip(found.wnids, found.classes, strict=True)
+        )
         (Path(folder) / "classes.tsv").write_text(words)
         for split in ("train", "val"):
             shutil.move(Path(folder) / "imagenette2" / split, Path(folder) / split)
@@ -103,9 +117,16 @@ def _download(name: str, folder: str) -> None:
 
 def _report(store: Store) -> None:
     counts = {name: len(split) for name, split in store.splits.items()}
-    log.info("%s: %s of %d×%d, %d classes", store.folder, _named(counts), store.size, store.size, len(store.classes))
+    log.info(
+        "%s: %s of %d×%d, %d classes",
+        store.folder,
+        _named(counts),
+        store.size,
+        store.size,
+        len(store.classes),
+    )
     if bad := (store.folder / "bad.tsv").read_text().splitlines():
-        log.info("%d pictures were left out, see %s", len(bad), store.folder / "bad.tsv")
+        log.info("%d images were left out, see %s", len(bad), store.folder / "bad.tsv")
     if len(store.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in store.classes):
         if counts == ILSVRC:
             log.info("this is ILSVRC-2012, whole")
@@ -114,4 +135,4 @@ def _report(store: Store) -> None:
 
 
 def _named(counts: dict[str, int]) -> str:
-    return " and ".join(f"{count:,} {name} pictures" for name, count in counts.items())
+    return " and ".join(f"{count:,} {name} images" for name, count in counts.items())

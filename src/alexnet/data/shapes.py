@@ -1,7 +1,7 @@
-"""The embedded picture set: ten classes that need shape and texture, rendered from a seed, no download.
+"""The embedded image set: ten classes that need shape and texture, rendered from a seed, no download.
 
-A class is a silhouette with a texture, so neither alone decides. Pose, colours, light, clutter and occlusion are
-random; picture i of a split depends on (seed, split, i) alone.
+A class is a silhouette with a texture, so neither alone decides. Pose, colors, light, clutter and occlusion are
+random; image i of a split depends on (seed, split, i) alone.
 """
 
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet.data.write import Picture, Plan, write_store
+from alexnet.data.store.writer import Plan, PreparedImage, write_store
 
 log = logging.getLogger(__name__)
 
@@ -24,39 +24,41 @@ GRID = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE), indexing="xy")).as
 
 
 def render(seed: int, split: str, index: int) -> tuple[np.ndarray, int]:
-    """Picture `index`, (256, 256, 3) uint8, and its label."""
+    """PreparedImage `index`, (256, 256, 3) uint8, and its label."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     label = index % len(CLASSES)
     shape, texture = divmod(label, len(TEXTURES))
-    picture = _background(rng)
+    image = _background(rng)
     for _ in range(rng.integers(2, 6)):
-        _paint(picture, _blob(rng), _color(rng))
+        _paint(image, _blob(rng), _color(rng))
     center = rng.uniform(88, 168, 2)
     radius = rng.uniform(60, 85)
     x, y = _turned(center, rng.uniform(0, 2 * np.pi)) / radius
     inside = _coverage(_silhouette(shape, x, y) * radius)
     first, second = _contrasting(rng)
     pattern = _texture(texture, rng)[..., None]
-    _paint(picture, inside, first * pattern + second * (1 - pattern))
-    _paint(picture, _bar(rng, center, radius), _color(rng))
-    picture *= _light(rng)[..., None]
-    grain = rng.integers(0, 256, picture.shape, np.uint8)
-    picture += (grain - np.float32(127.5)) * np.float32(rng.uniform(0.03, 0.12))
-    return picture.clip(0, 255, out=picture).astype(np.uint8), label
+    _paint(image, inside, first * pattern + second * (1 - pattern))
+    _paint(image, _bar(rng, center, radius), _color(rng))
+    image *= _light(rng)[..., None]
+    grain = rng.integers(0, 256, image.shape, np.uint8)
+    image += (grain - np.float32(127.5)) * np.float32(rng.uniform(0.03, 0.12))
+    return image.clip(0, 255, out=image).astype(np.uint8), label
 
 
 def render_store(folder: Path, *, seed: int, train: int, val: int) -> None:
     """The set as a store in `folder`, unless it is there already. Raises ValueError if another store is."""
     made_of = {"drawn by": "alexnet.data.shapes", "seed": seed, "train": train, "val": val}
     if not folder.exists():
-        log.info("rendering %d + %d pictures into %s", train, val, folder)
-    write_store(folder, Plan(SIZE, CLASSES, {"train": train, "val": val}, partial(_read, seed), made_of))
+        log.info("rendering %d + %d images into %s", train, val, folder)
+    write_store(
+        folder, Plan(SIZE, CLASSES, {"train": train, "val": val}, partial(_read, seed), made_of)
+    )
 
 
-def _read(seed: int, split: str, rows: range) -> Iterator[Picture]:
+def _read(seed: int, split: str, rows: range) -> Iterator[PreparedImage]:
     for i in rows:
         pixels, label = render(seed, split, i)
-        yield Picture(pixels.tobytes(), pixels, label, f"{split} {i}")
+        yield PreparedImage(pixels.tobytes(), pixels, label, f"{split} {i}")
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:
@@ -64,18 +66,18 @@ def _color(rng: np.random.Generator) -> np.ndarray:
 
 
 def _contrasting(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours at least 90 grey levels apart."""
+    """Two colors at least 90 gray levels separate_layers."""
     while True:
         first, second = _color(rng), _color(rng)
         if abs(first.mean() - second.mean()) > 90:
             return first, second
 
 
-def _paint(picture: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
+def _paint(image: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if len(rows):
         box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        part = picture[box]
+        part = image[box]
         part += mask[box][..., None] * ((color if color.ndim == 1 else color[box]) - part)
 
 
@@ -109,13 +111,15 @@ def _silhouette(shape: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _texture(texture: int, rng: np.random.Generator) -> np.ndarray:
     """Stripes or dots, (256, 256) in [0, 1]."""
     period = rng.uniform(9, 16)
-    x, y = _turned(rng.uniform(0, SIZE, 2), rng.uniform(0, 2 * np.pi)) * np.float32(2 * np.pi / period)
+    x, y = _turned(rng.uniform(0, SIZE, 2), rng.uniform(0, 2 * np.pi)) * np.float32(
+        2 * np.pi / period
+    )
     wave = np.sin(x) if texture == 0 else np.cos(x) + np.cos(y) - 0.5
     return (wave * 3 + 0.5).clip(0, 1)
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """A gradient between two colours with soft blotches."""
+    """A gradient between two colors with soft blotches."""
     x = _turned(np.array([128, 128]), rng.uniform(0, 2 * np.pi))[0] / 360 + 0.5
     coarse = rng.normal(0, 0.2, (9, 9)).astype(np.float32)
     place = np.linspace(0, 8, SIZE, dtype=np.float32)
@@ -138,7 +142,7 @@ def _blob(rng: np.random.Generator) -> np.ndarray:
 
 
 def _bar(rng: np.random.Generator, center: np.ndarray, radius: float) -> np.ndarray:
-    """Occlusion: half of the pictures have a bar over the object's side."""
+    """Occlusion: half of the images have a bar over the object's side."""
     if rng.random() < 0.5:
         return np.zeros((SIZE, SIZE), np.float32)
     x, y = _turned(center, rng.uniform(0, 2 * np.pi))

@@ -7,12 +7,12 @@ from threading import Thread
 import torch
 
 
-def lone_threads(count: int, name: str) -> ThreadPoolExecutor:
+def start_thread_pool(count: int, name: str) -> ThreadPoolExecutor:
     """`count` threads, in each of which torch has one thread."""
     return ThreadPoolExecutor(count, name, _work_alone, (torch.get_num_threads(),))
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Those that this process may use, where the system says so."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from alexnet.nets.initialisers import initialise
+from alexnet.nets.initializers import initialize
 from alexnet.nets.layers import (
     Dropout,
     EdgePadding,
     GroupedLinear,
     LocalResponseNorm,
     SpatialResponseNorm,
-    activation_named,
+    build_activation,
 )
 
 
@@ -20,12 +20,12 @@ class AlexNet(nn.Sequential):
     """The paper's Fig. 2 by default; every 2012 variant by keyword arguments.
 
     Layers run in the order in which they are named: `conv1`, `relu1`, `norm1`, `pool1`, … `fc8`.
-    Shape: (n, 3, crop, crop) float pictures, 0-255 less the mean, to (n, num_classes) logits.
+    Shape: (n, 3, crop, crop) float images, 0-255 less the mean, to (n, num_classes) logits.
 
     Arguments:
         num_classes: outputs of fc8.
         towers: blocks of kernels; conv2, conv4 and conv5 see their own tower alone (a GPU each in 2012).
-        communicate: False keeps the towers apart up to fc8 (net 150).
+        communicate: False keeps the towers separate_layers up to fc8 (net 150).
         channels: kernels of conv1 to conv5; a sixth number adds conv6, which sees both towers, after the last pool.
         hidden: units of fc6 and fc7.
         width: multiplies channels and hidden.
@@ -38,7 +38,7 @@ class AlexNet(nn.Sequential):
         activation: relu or tanh.
         dropout: share of the units of fc6 and fc7 that is dropped.
         without: a middle layer, 2 to 7, to leave out with all that follows it but its pool (claim C8).
-        init: name of the initialiser.
+        init: name of the initializer.
     Raises ValueError for a value outside these.
     """
 
@@ -63,7 +63,7 @@ class AlexNet(nn.Sequential):
         activation: str = "relu",
         dropout: float = 0.5,
         without: int | None = None,
-        init: str = "source_2012",
+        init: str = "authors",
     ):
         super().__init__()
         if without not in (None, 2, 3, 4, 5, 6, 7):
@@ -71,26 +71,38 @@ class AlexNet(nn.Sequential):
         channels = [_scaled(count, width, towers) for count in channels]
         hidden = [_scaled(count, width, towers) for count in hidden]
         joined = 1 if communicate else towers
-        self.towers, self.communicate, self.norm_across_towers = towers, communicate, norm_across_towers
+        self.towers, self.communicate, self.norm_across_towers = (
+            towers,
+            communicate,
+            norm_across_towers,
+        )
         make = {
-            "relu": lambda number: activation_named(activation),
-            "norm": lambda number: LocalResponseNorm(k=norm_k, groups=1 if norm_across_towers else towers),
+            "relu": lambda number: build_activation(activation),
+            "norm": lambda number: LocalResponseNorm(
+                k=norm_k, groups=1 if norm_across_towers else towers
+            ),
             "spatial_norm": lambda number: SpatialResponseNorm(),
             "pool": lambda number: nn.MaxPool2d(pool[0], pool[1], ceil_mode=True),
             "dropout": lambda number: Dropout(dropout, number),
         }
         seen = 3  # channels, then units, that the next layer sees
 
-        def add(number: int, outputs: int, layer: nn.Module, then: Sequence[str] = ("relu",)) -> None:
+        def add(
+            number: int, outputs: int, layer: nn.Module, then: Sequence[str] = ("relu",)
+        ) -> None:
             nonlocal seen
             if number == without:
                 then = [name for name in then if name == "pool"]
             else:
-                self.add_module(f"conv{number}" if isinstance(layer, nn.Conv2d) else f"fc{number}", layer)
+                self.add_module(
+                    f"conv{number}" if isinstance(layer, nn.Conv2d) else f"fc{number}", layer
+                )
                 seen = outputs
             for name in then:
                 if name not in make:
-                    raise ValueError(f"model.stage{number}: {name} is not known; choose from {', '.join(make)}")
+                    raise ValueError(
+                        f"model.stage{number}: {name} is not known; choose from {', '.join(make)}"
+                    )
                 self.add_module(f"{name}{number}", make[name](number))
 
         kernel, stride, padding = conv1
@@ -108,15 +120,17 @@ class AlexNet(nn.Sequential):
         for number, units in zip((6, 7), hidden, strict=True):
             add(number, units, _linear(seen, units, joined), ("relu", "dropout"))
         self.fc8 = nn.Linear(seen, num_classes)
-        initialise(self, init)
+        initialize(self, init)
 
     def _features(self, crop: int) -> int:
-        """Features of a picture after the layers so far. Raises ValueError if the crop is too small for them."""
+        """Features of a image after the layers so far. Raises ValueError if the crop is too small for them."""
         try:
             with torch.no_grad():
                 return self(torch.zeros(1, 3, crop, crop)).shape[1]
         except RuntimeError as error:
-            raise ValueError(f"model.crop={crop} is too small for this network's convolutions and pools") from error
+            raise ValueError(
+                f"model.crop={crop} is too small for this network's convolutions and pools"
+            ) from error
 
 
 def _linear(inputs: int, outputs: int, groups: int) -> nn.Module:

@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.nets.layers import LocalResponseNorm, activation_named
+from alexnet.nets.layers import LocalResponseNorm, build_activation
 
 
 class CifarConv4(nn.Sequential):
     """Three convolutions and a linear layer, Fig. 1's net in its likeliest form (`layers-80sec.cfg` without decay; the
     paper names no file).
 
-    Shape: (n, 3, crop, crop) pictures, 0-255 less the mean, to (n, num_classes) logits.
-    width multiplies the kernels; activation is relu or tanh; init `source_2012` has the file's σ, made for relu, and
+    Shape: (n, 3, crop, crop) images, 0-255 less the mean, to (n, num_classes) logits.
+    width multiplies the kernels; activation is relu or tanh; init `authors` has the file's σ, made for relu, and
     `kaiming` √(2 / fan-in).
     """
 
@@ -25,33 +25,35 @@ class CifarConv4(nn.Sequential):
         width: float = 1.0,
         crop: int = 32,
         activation: str = "relu",
-        init: str = "source_2012",
+        init: str = "authors",
     ):
         super().__init__()
         first, third = round(32 * width), round(64 * width)
         side = crop // 8  # after three pools
         self.conv1 = nn.Conv2d(3, first, 5, padding=2)
         self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.relu1 = activation_named(activation)
+        self.relu1 = build_activation(activation)
         self.conv2 = nn.Conv2d(first, first, 5, padding=2)
-        self.relu2 = activation_named(activation)
+        self.relu2 = build_activation(activation)
         self.pool2 = nn.AvgPool2d(3, 2, ceil_mode=True)
         self.conv3 = nn.Conv2d(first, third, 5, padding=2)
-        self.relu3 = activation_named(activation)
+        self.relu3 = build_activation(activation)
         self.pool3 = nn.AvgPool2d(3, 2, ceil_mode=True)
         self.flatten = nn.Flatten()
         self.fc4 = nn.Linear(third * side**2, num_classes)
-        _initialise(self, {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "fc4": 0.01}, init)
+        _initialize(self, {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "fc4": 0.01}, init)
 
 
 class CifarLocal(nn.Sequential):
     """Two convolutions, two locally connected layers and a linear one: `layers-conv-local-13pct.cfg`; with `norm` the
-    11 % net's cross-map normalisation (size 9, scale 0.001; `layers-cifar10-11pct.cfg`, local3 with 64 kernels).
+    11 % net's cross-map normalization (size 9, scale 0.001; `layers-cifar10-11pct.cfg`, local3 with 64 kernels).
 
-    Shape: (n, 3, crop, crop) pictures, 0-255 less the mean, to (n, num_classes) logits.
+    Shape: (n, 3, crop, crop) images, 0-255 less the mean, to (n, num_classes) logits.
     """
 
-    def __init__(self, *, num_classes: int = 10, crop: int = 24, norm: bool = False, init: str = "source_2012"):
+    def __init__(
+        self, *, num_classes: int = 10, crop: int = 24, norm: bool = False, init: str = "authors"
+    ):
         super().__init__()
         side = crop // 4
         local3 = 64 if norm else 32
@@ -71,7 +73,9 @@ class CifarLocal(nn.Sequential):
         self.relu4 = nn.ReLU()
         self.flatten = nn.Flatten()
         self.fc5 = nn.Linear(32 * side**2, num_classes)
-        _initialise(self, {"conv1": 1e-4, "conv2": 0.01, "local3": 0.04, "local4": 0.04, "fc5": 0.01}, init)
+        _initialize(
+            self, {"conv1": 1e-4, "conv2": 0.01, "local3": 0.04, "local4": 0.04, "fc5": 0.01}, init
+        )
 
 
 class LocallyConnected(nn.Module):
@@ -92,12 +96,12 @@ class LocallyConnected(nn.Module):
         return out.unflatten(2, (self.side, self.side))
 
 
-def _initialise(net: nn.Module, stds: dict[str, float], init: str) -> None:
-    if init not in ("source_2012", "kaiming"):
+def _initialize(net: nn.Module, stds: dict[str, float], init: str) -> None:
+    if init not in ("authors", "kaiming"):
         raise ValueError(f"model.init={init} is not known; choose one of source_2012, kaiming")
     for name, module in net.named_children():
         if name in stds:
             weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
             fan_in = weight.shape[1] if name.startswith("local") else weight[0].numel()
-            nn.init.normal_(weight, 0.0, stds[name] if init == "source_2012" else sqrt(2 / fan_in))
+            nn.init.normal_(weight, 0.0, stds[name] if init == "authors" else sqrt(2 / fan_in))
             nn.init.zeros_(bias)

@@ -36,7 +36,9 @@ def fused(norm: LocalResponseNorm, pool: nn.MaxPool2d, x: Tensor) -> Tensor:
 def fuse(net: nn.Module) -> None:
     """Puts a `FusedStage` in place of every ReLU, norm and pool that follow one another. No parameter is concerned."""
     layers = list(net.named_children())
-    for (first, relu), (second, norm), (third, pool) in zip(layers, layers[1:], layers[2:], strict=False):
+    for (first, relu), (second, norm), (third, pool) in zip(
+        layers, layers[1:], layers[2:], strict=False
+    ):
         if (type(relu), type(norm), type(pool)) == (nn.ReLU, LocalResponseNorm, nn.MaxPool2d):
             net.set_submodule(first, FusedStage(norm, pool))  # type: ignore[arg-type]
             net.set_submodule(second, nn.Identity())
@@ -62,7 +64,9 @@ def _outputs(x: Tensor, sizes: list[int], *_) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("alexnet::relu_norm_pool_backward", mutates_args=())
-def _gradient(grad: Tensor, x: Tensor, places: Tensor, sizes: list[int], scale: float, k: float) -> Tensor:
+def _gradient(
+    grad: Tensor, x: Tensor, places: Tensor, sizes: list[int], scale: float, k: float
+) -> Tensor:
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     dx = torch.empty_like(x)
     _launch(_backward, dx, sizes, grad, x, places, dx, scale, k, x.shape, places.shape)
@@ -90,7 +94,10 @@ relu_norm_pool.register_autograd(_back, setup_context=_setup)
 def _launch(kernel, made: Tensor, sizes: list[int], *args) -> None:
     """A program for each 64 pixels, or 16 in float32, of a tower of what is made: as many as the registers hold."""
     *tensors, scale, k, shape, pooled = args
-    pixels, options = made.numel() // made.shape[1], launch_options(made.dtype, made.shape[1], sizes)
+    pixels, options = (
+        made.numel() // made.shape[1],
+        launch_options(made.dtype, made.shape[1], sizes),
+    )
     grid = triton.cdiv(pixels, options["PIXELS"]), sizes[0]
     kernel[grid](*tensors, scale, k, pixels, *shape[1:], *pooled[2:], **options)
 
@@ -120,7 +127,7 @@ def _relu(x, pixel, C, c, inside):
 
 @triton.jit
 def _window(values, BLOCK: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """Sums over a channel and its neighbours, by a matrix of ones along the diagonal: the GPU has units for that, and
+    """Sums over a channel and its neighbors, by a matrix of ones along the diagonal: the GPU has units for that, and
     every value is loaded once."""
     c = tl.arange(0, BLOCK)
     near = tl.abs(c[:, None] - c[None, :]) <= HALF
@@ -168,11 +175,15 @@ def _backward(
     v = _relu(x + tower, p, C, c, here)
     r = tl.rsqrt(k + scale * _window(v * v, BLOCK, HALF, PRECISION))
     g = tl.zeros((PIXELS, BLOCK), tl.float32)
-    for a in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):  # the windows in which this pixel lies
+    for a in tl.static_range(
+        (WINDOW + STRIDE - 1) // STRIDE
+    ):  # the windows in which this pixel lies
         for b in tl.static_range((WINDOW + STRIDE - 1) // STRIDE):
             ph, pw = h // STRIDE - a, w // STRIDE - b
             i, j = h - ph * STRIDE, w - pw * STRIDE
-            there = here & (ph >= 0) & (ph < PH) & (i < WINDOW) & (pw >= 0) & (pw < PW) & (j < WINDOW)
+            there = (
+                here & (ph >= 0) & (ph < PH) & (i < WINDOW) & (pw >= 0) & (pw < PW) & (j < WINDOW)
+            )
             q = ((n * PH + ph) * PW + pw).to(tl.int64) * C + tower + c
             chosen = tl.load(places + q, there, 255) == (i * WINDOW + j).to(tl.uint8)
             g += tl.where(chosen, tl.load(grad + q, there, 0.0).to(tl.float32), 0.0)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet import keyed
+from alexnet import rng
 
 
 class _ResponseNorm(torch.autograd.Function):
@@ -27,10 +27,12 @@ class _ResponseNorm(torch.autograd.Function):
 
 
 def _on_device(x: Tensor):
-    return _by_picture if x.device.type == "cpu" else _normed
+    return _by_image if x.device.type == "cpu" else _normed
 
 
-def _normed(x: Tensor, grad: Tensor | None, size: int, groups: int | None, scale: float, k: float) -> Tensor:
+def _normed(
+    x: Tensor, grad: Tensor | None, size: int, groups: int | None, scale: float, k: float
+) -> Tensor:
     """y; or, given the gradient by y, that by x. S is its own transpose, so
     dx = g · d^-¾ - 1.5 · scale · x · S(g · x · d^-7/4).
 
@@ -48,8 +50,10 @@ def _normed(x: Tensor, grad: Tensor | None, size: int, groups: int | None, scale
 
 
 @torch.library.custom_op("alexnet::response_norm", mutates_args=(), device_types="cpu")
-def _by_picture(x: Tensor, grad: Tensor | None, size: int, groups: int | None, scale: float, k: float) -> Tensor:
-    """`_normed` of one picture after the other, whose intermediates stay in a core's cache: three times as fast, and
+def _by_image(
+    x: Tensor, grad: Tensor | None, size: int, groups: int | None, scale: float, k: float
+) -> Tensor:
+    """`_normed` of one image after the other, whose intermediates stay in a core's cache: three times as fast, and
     one operation to the compiler, whose own loops over a window are slower still."""
     out = torch.empty_like(x)
     for i in range(len(x)):
@@ -58,7 +62,7 @@ def _by_picture(x: Tensor, grad: Tensor | None, size: int, groups: int | None, s
     return out
 
 
-@_by_picture.register_fake
+@_by_image.register_fake
 def _(x: Tensor, *_) -> Tensor:
     return torch.empty_like(x)
 
@@ -76,7 +80,7 @@ def _window_sum(x: Tensor, size: int, groups: int | None) -> Tensor:
 
 
 class LocalResponseNorm(nn.Module):
-    """Cross-map normalisation (paper §3.3), for each of `groups` blocks of channels on its own.
+    """Cross-map normalization (paper §3.3), for each of `groups` blocks of channels on its own.
 
     The same values as `torch.nn.LocalResponseNorm(size, alpha, 0.75, k)` on each block: alpha is divided by `size`,
     as the authors' code does, and a window never crosses a tower's border. Computed in float32 at least.
@@ -87,7 +91,9 @@ class LocalResponseNorm(nn.Module):
     def __init__(self, size: int = 5, alpha: float = 1e-4, k: float = 2.0, groups: int = 1):
         super().__init__()
         if size % 2 == 0:
-            raise ValueError(f"LocalResponseNorm size={size} must be odd, so that the window has a centre")
+            raise ValueError(
+                f"LocalResponseNorm size={size} must be odd, so that the window has a center"
+            )
         self.size, self.alpha, self.k, self.groups = size, alpha, k, groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +125,7 @@ class Dropout(nn.Module):
     """The paper's dropout (§4.2): units are zeroed in training and not scaled up; at test they are all multiplied by
     1 - p. torch's `nn.Dropout` doubles in training instead, which amounts to another learning rate.
 
-    Shape: (n, units). With `keys`, (n,) int64, a unit's fate depends on its picture's key, `layer` and its own number
+    Shape: (n, units). With `keys`, (n,) int64, a unit's fate depends on its image's key, `layer` and its own number
     alone, whatever device it lies on; where units are spread, `part` says which share lies here. Without, torch draws.
     """
 
@@ -138,14 +144,14 @@ class Dropout(nn.Module):
         if self.keys is None:
             return x * (torch.rand_like(x, dtype=torch.float32) >= self.p)
         first = (self.layer << 16) + self.part * x.shape[1]
-        return x * (keyed.uniform(self.keys, first, x.shape[1]) >= self.p)
+        return x * (rng.draw_uniform(self.keys, first, x.shape[1]) >= self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
 class EdgePadding(nn.Module):
-    """Zeros at the right and bottom until windows of `kernel` at `stride` cover the picture: 224 becomes 227 for 11/4.
+    """Zeros at the right and bottom until windows of `kernel` at `stride` cover the image: 224 becomes 227 for 11/4.
 
     cuda-convnet rounded output sizes up and let the last window hang over the edge.
     """
@@ -156,7 +162,9 @@ class EdgePadding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        return F.pad(x, (0, -(width - self.kernel) % self.stride, 0, -(height - self.kernel) % self.stride))
+        return F.pad(
+            x, (0, -(width - self.kernel) % self.stride, 0, -(height - self.kernel) % self.stride)
+        )
 
 
 class GroupedLinear(nn.Module):
@@ -183,13 +191,15 @@ class GroupedLinear(nn.Module):
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-def activation_named(name: str) -> nn.Module:
+def build_activation(name: str) -> nn.Module:
     if name not in ACTIVATIONS:
-        raise ValueError(f"model.activation={name} is not known; choose one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"model.activation={name} is not known; choose one of {', '.join(ACTIVATIONS)}"
+        )
     return ACTIVATIONS[name]()
 
 
-def compile_in_place(net: nn.Module, mode: str | None = None) -> None:
+def compile_network(net: nn.Module, mode: str | None = None) -> None:
     """One graph, and checkpoints keep their names: so does `net.compile()` of torch 2.14, but that of 2.11 compiles the
     layers of an `nn.Sequential` one by one."""
     net.forward = torch.compile(net.forward, dynamic=False, mode=mode)  # type: ignore[method-assign]

@@ -63,7 +63,11 @@ def option(key: str, names: dict[Any, str]) -> Side:
 
 def activation(options: dict[str, Any]) -> str | None:
     four_layers = str(options["model._target_"]).endswith("CifarConv4")
-    return options["model.activation"] if four_layers and not options["optimizer.weight_decay"] else None
+    return (
+        options["model.activation"]
+        if four_layers and not options["optimizer.weight_decay"]
+        else None
+    )
 
 
 def _towers(options: dict[str, Any]) -> str | None:
@@ -88,7 +92,11 @@ def _layers(options: dict[str, Any]) -> str | None:
     if "model.without" not in options:
         return None
     left_out = options["model.without"]
-    return "all layers" if left_out is None else f"without {'conv' if left_out < 6 else 'fc'}{left_out}"
+    return (
+        "all layers"
+        if left_out is None
+        else f"without {'conv' if left_out < 6 else 'fc'}{left_out}"
+    )
 
 
 def _pretrained(options: dict[str, Any]) -> str | None:
@@ -109,7 +117,7 @@ CLAIMS = [
         SWEEP + "one_gpu", 1.7, _towers, "two towers", ("model.towers", "model.channels"), error,
     ),
     Claim(
-        "C3", "Response normalisation", "-1.4, -1.2; CIFAR-10 13 % to 11 %", "-1.370, -1.152 (three norms)",
+        "C3", "Response normalization", "-1.4, -1.2; CIFAR-10 13 % to 11 %", "-1.370, -1.152 (three norms)",
         SWEEP + "lrn", 1.4, _norm, "norm", ("model.stage1", "model.stage2", "model.norm"), error,
     ),
     Claim(
@@ -118,7 +126,7 @@ CLAIMS = [
         ("model.pool", "model.paddings"), error,
     ),
     Claim(
-        "C5", "Colour noise", "more than -1 top-1", "no log", SWEEP + "colour_noise", 1.0,
+        "C5", "Color noise", "more than -1 top-1", "no log", SWEEP + "color_noise", 1.0,
         lambda options: "noise" if options["augment.color_noise"] else "no noise", "noise",
         ("augment.color_noise",), error,
     ),
@@ -139,7 +147,7 @@ CLAIMS = [
         "C8", "Any middle layer matters", "about +2 top-1", "no log", SWEEP + "layers", 2.0, _layers, "all layers",
         ("model.without",), error,
     ),
-    Claim("C9", "Ten views against the centre", "-1.5, -1.3 (2010)", "-1.552, -1.297", EVALUATE, 1.5),
+    Claim("C9", "Ten views against the center", "-1.5, -1.3 (2010)", "-1.552, -1.297", EVALUATE, 1.5),
     Claim(
         "C10", "Averaging several nets", "5 nets: -2.6, -1.8 (2012)", "no log",
         SWEEP + "ensemble5, python evaluate.py run=<sweep>/*", 2.6,
@@ -147,7 +155,7 @@ CLAIMS = [
     Claim(
         "C11", "CNN*: a sixth convolution, pre-trained on Fall 2011", "-1.7, -1.6 (2012)", "-1.674, -1.588",
         "python train.py experiment=six_conv start.run=<run>", -1.7, _pretrained, "CNN",
-        ("model.channels", "start", "schedule", "optimizer.apart", "augment.color_noise_off", "trainer.max_epochs"),
+        ("model.channels", "start", "schedule", "optimizer.separate_layers", "augment.color_noise_off", "trainer.max_epochs"),
         error, better=-1,
     ),
     Claim(
@@ -159,7 +167,7 @@ CLAIMS = [
         lambda options: "decay" if options["optimizer.weight_decay"] else "no decay", "decay",
         ("optimizer.weight_decay",), train_error,
     ),
-    Claim("C14", "One tower's kernels are colour-blind (Fig. 3)", "in every run", "-", "python report.py"),
-    Claim("C15", "Eight pictures and their likeliest classes (Fig. 4 left)", "picture", "-", "python report.py"),
-    Claim("C16", "The nearest training pictures (Fig. 4 right)", "picture", "-", EVALUATE + " what=neighbours"),
+    Claim("C14", "One tower's kernels are color-blind (Fig. 3)", "in every run", "-", "python report.py"),
+    Claim("C15", "Eight images and their likeliest classes (Fig. 4 left)", "image", "-", "python report.py"),
+    Claim("C16", "The nearest training images (Fig. 4 right)", "image", "-", EVALUATE + " what=neighbors"),
 ]  # fmt: skip

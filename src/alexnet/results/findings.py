@@ -21,8 +21,20 @@ REPRODUCED, OPPOSITE, NOT_SHOWN, NOT_RUN, SHOWN = (
     "shown",
 )
 # Options in which runs may differ and still be compared.
-FREE: tuple[str, ...] = ("seed", "run_folder", "resume", "callbacks", "logger", "parallel", "compile", "fused")
-FREE = (*FREE, *(f"trainer.{name}" for name in ("devices", "accelerator", "num_nodes", "log_every_n_steps")))
+FREE: tuple[str, ...] = (
+    "seed",
+    "run_folder",
+    "resume",
+    "callbacks",
+    "logger",
+    "parallel",
+    "compile",
+    "fused",
+)
+FREE = (
+    *FREE,
+    *(f"trainer.{name}" for name in ("devices", "accelerator", "num_nodes", "log_every_n_steps")),
+)
 FREE = (*FREE, "data.threads", "data.cache", "data.cache_gb")
 
 
@@ -45,7 +57,11 @@ def compared(claim: Claim, runs: Sequence[Run]) -> list[Finding]:
     for sides in _groups(claim, runs):
         for side, others in sides.items():
             if side != claim.reference and claim.reference in sides:
-                found.append(_comparison(claim, _tuned(claim, sides[claim.reference]), _tuned(claim, others), side))
+                found.append(
+                    _comparison(
+                        claim, _tuned(claim, sides[claim.reference]), _tuned(claim, others), side
+                    )
+                )
     return sorted(found, key=lambda finding: finding.what)
 
 
@@ -93,12 +109,18 @@ def _comparison(claim: Claim, first: list[Run], second: list[Run], side: str) ->
     numbers = f"{claim.reference} {_mean(a, claim.ratio)}, {side} {_mean(b, claim.ratio)}"
     what = f"{side} against {claim.reference}"
     if claim.ratio:
-        value, interval = exp(np.mean(np.log(b)) - np.mean(np.log(a))), _interval(np.log(a), np.log(b))
+        value, interval = (
+            exp(np.mean(np.log(b)) - np.mean(np.log(a))),
+            _interval(np.log(a), np.log(b)),
+        )
         interval = interval and (exp(interval[0]), exp(interval[1]))
     else:
-        value, interval = 100 * float(np.mean(b) - np.mean(a)), _interval(100 * np.array(a), 100 * np.array(b))
+        value, interval = (
+            100 * float(np.mean(b) - np.mean(a)),
+            _interval(100 * np.array(a), 100 * np.array(b)),
+        )
         if measure is error and len(a) == len(b) == 1:
-            interval = _over_pictures(first[0], second[0])
+            interval = _over_images(first[0], second[0])
     verdict = judged(interval, 1.0 if claim.ratio else 0.0, claim.better)
     return Finding(what, place, value, interval, n, verdict, claim.ratio, numbers)
 
@@ -122,10 +144,10 @@ def _interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float] | None:
     return (float(low), float(high)) if isfinite(low) and isfinite(high) else None
 
 
-def _over_pictures(first: Run, second: Run) -> tuple[float, float] | None:
-    """For one run a side: of the difference of two shares of the validation pictures, in points."""
+def _over_images(first: Run, second: Run) -> tuple[float, float] | None:
+    """For one run a side: of the difference of two shares of the validation images, in points."""
     a, b = error(first) or 0.0, error(second) or 0.0
-    counts = [run.result["val_counts"].get("pictures") for run in (first, second)]
+    counts = [run.result["val_counts"].get("images") for run in (first, second)]
     if None in counts:
         return None
     half = Z * sqrt(a * (1 - a) / counts[0] + b * (1 - b) / counts[1])
@@ -147,7 +169,7 @@ def where(run: Run) -> str:
 
 
 def views(runs: list[Run]) -> list[Finding]:
-    """Centre crop less ten views, paired: over runs that differ in their seed, or over one's pictures."""
+    """Center crop less ten views, paired: over runs that differ in their seed, or over one's images."""
     groups: dict[Any, list[Run]] = {}
     for run in once(runs):
         if "top1_gain" in run.views.get("ten views", {}):
@@ -159,27 +181,49 @@ def views(runs: list[Run]) -> list[Finding]:
         interval = over_runs(gains)
         if len(same) == 1:
             interval = tuple(views[0]["ten views"]["top1_gain_interval"])
-        shares = [100 * np.mean([view[name]["top1_error"] for view in views]) for name in ("centre crop", "ten views")]
-        numbers = "centre {:.2f} %, ten views {:.2f} %".format(*shares)
+        shares = [
+            100 * np.mean([view[name]["top1_error"] for view in views])
+            for name in ("center crop", "ten views")
+        ]
+        numbers = "center {:.2f} %, ten views {:.2f} %".format(*shares)
         points = interval and (100 * interval[0], 100 * interval[1])
         gain, n, verdict = 100 * float(np.mean(gains)), str(len(same)), judged(points, 0.0)
-        found.append(Finding("centre against ten views", where(same[0]), gain, points, n, verdict, False, numbers))
+        found.append(
+            Finding(
+                "center against ten views", where(same[0]), gain, points, n, verdict, False, numbers
+            )
+        )
     return found
 
 
 def averages(ensembles: list[dict[str, Any]]) -> list[Finding]:
-    """The best member less the average, paired over pictures."""
+    """The best member less the average, paired over images."""
     found = []
     for ensemble in ensembles:
         average, count = ensemble["average"]["ten views"], len(ensemble["runs"])
         each = [views["ten views"]["top1_error"] for views in ensemble["each"]]
         low, high = (100 * value for value in average["top1_gain_interval"])
         shares = (min(each), np.mean(each), average["top1_error"])
-        numbers = "best {:.2f} %, mean {:.2f} %, their average {:.2f} %".format(*(100 * share for share in shares))
-        what = f"best of {count} nets against their average" + (", weights searched" if ensemble["searched"] else "")
-        place = f"{average['pictures']} pictures"
+        numbers = "best {:.2f} %, mean {:.2f} %, their average {:.2f} %".format(
+            *(100 * share for share in shares)
+        )
+        what = f"best of {count} nets against their average" + (
+            ", weights searched" if ensemble["searched"] else ""
+        )
+        place = f"{average['images']} images"
         verdict = judged((low, high), 0.0)
-        found.append(Finding(what, place, 100 * average["top1_gain"], (low, high), str(count), verdict, False, numbers))
+        found.append(
+            Finding(
+                what,
+                place,
+                100 * average["top1_gain"],
+                (low, high),
+                str(count),
+                verdict,
+                False,
+                numbers,
+            )
+        )
     return found
 
 
@@ -189,12 +233,12 @@ def fall_2009(runs: list[Run]) -> list[Finding]:
         errors = [run.final(f"val/top{k}_error") for k in (1, 5)]
         if run.options["model.num_classes"] == 10184 and None not in errors:
             numbers = " / ".join(f"{100 * value:.1f} %" for value in errors if value is not None)
-            found.append(Finding("centre crop", where(run), None, None, "1", SHOWN, False, numbers))
+            found.append(Finding("center crop", where(run), None, None, "1", SHOWN, False, numbers))
     return found
 
 
 def towers(runs: list[Run]) -> list[Finding]:
-    """The colour selectivity of the less and the more colourful tower, and in how many runs they differ."""
+    """The color selectivity of the less and the more colorful tower, and in how many runs they differ."""
     groups: dict[Any, list[Run]] = defaultdict(list)
     for run in once(runs):
         if run.options.get("model.towers") == 2:
@@ -212,19 +256,23 @@ def towers(runs: list[Run]) -> list[Finding]:
             low, high = np.mean(pairs, 0)
             verdict = REPRODUCED if differ == len(pairs) else NOT_SHOWN
             numbers = f"{low:.2f} and {high:.2f} (noise: 0.67), towers differ in {differ} of {len(pairs)} runs"
-            what = "colour selectivity of the two towers"
-            found.append(Finding(what, where(same[0]), None, None, str(len(pairs)), verdict, False, numbers))
+            what = "color selectivity of the two towers"
+            found.append(
+                Finding(what, where(same[0]), None, None, str(len(pairs)), verdict, False, numbers)
+            )
     return found
 
 
 def plateau(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """{where: {initialiser: pictures until the loss left the plateau}} of runs that measured it; one that did not leave
+    """{where: {initializer: images until the loss left the plateau}} of runs that measured it; one that did not leave
     has its length, negative."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in once(runs):
-        if run.options.get("callbacks.plateau.stop"):
+        if run.options.get("callbacks.stuck_loss.stop"):
             seen = run.result["steps"] * run.options["data.batch_size"]
-            found[where(run).split(",")[0]][run.options["model.init"]].append(run.final("train/plateau") or -seen)
+            found[where(run).split(",")[0]][run.options["model.init"]].append(
+                run.final("train/images_until_learning") or -seen
+            )
     return found
 
 

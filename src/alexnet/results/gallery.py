@@ -1,4 +1,4 @@
-"""One run's pictures: its kernels (Fig. 3), its guesses (Fig. 4 left) and nearest training pictures (Fig. 4 right)."""
+"""One run's images: its kernels (Fig. 3), its guesses (Fig. 4 left) and nearest training images (Fig. 4 right)."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet.data.store import Split, Store, open_store
+from alexnet.data.store.reader import Split, Store, open_store
 from alexnet.results.evaluate import chosen_device, load
-from alexnet.results.kernels import conv1, kernel_pictures, selectivity
+from alexnet.results.kernels import conv1, kernel_images, selectivity
 from alexnet.results.runs import Run
-from alexnet.training.pictures import sample
+from alexnet.training.figures import sample
 
 
 class Guess(NamedTuple):
-    """A picture, its class, and its likeliest classes with their probabilities."""
+    """A image, its class, and its likeliest classes with their probabilities."""
 
-    picture: Image.Image
+    image: Image.Image
     label: str
     likeliest: list[tuple[str, float]]
 
@@ -28,24 +28,24 @@ def chosen(runs: list[Run], folder: str | None) -> Run | None:
     if folder is not None:
         there = [run for run in runs if run.folder == Path(folder)]
         if not there:
-            raise ValueError(f"pictures={folder} is none of the runs")
+            raise ValueError(f"images={folder} is none of the runs")
         return there[0]
     nets = [run for run in runs if conv1(run) is not None]
     return min(nets, key=lambda run: run.result["best_top1_error"] or 1.0, default=None)
 
 
 def towers(run: Run) -> list[tuple[Image.Image, float]]:
-    """Each tower's kernels and their mean colour selectivity."""
+    """Each tower's kernels and their mean color selectivity."""
     weight = conv1(run)
     if weight is None:
         return []
     means = [float(selectivity(tower).mean()) for tower in weight.chunk(2)]
-    return list(zip(kernel_pictures(weight, 2), means, strict=True))
+    return list(zip(kernel_images(weight, 2), means, strict=True))
 
 
 @torch.inference_mode()
 def guesses(run: Run, device: str) -> list[Guess]:
-    """Eight validation pictures with the run's five likeliest classes; none if its data is not here."""
+    """Eight validation images with the run's five likeliest classes; none if its data is not here."""
     if _store(run) is None:
         return []
     finished = load(run.folder, "best" if run.result["best_top1_error"] is not None else "last")
@@ -62,13 +62,13 @@ def guesses(run: Run, device: str) -> list[Guess]:
 
 
 def near(run: Run) -> list[list[Image.Image]]:
-    """Rows of a test picture and its neighbours, as `evaluate.py what=neighbours` found them; none before it ran."""
-    file, store = run.folder / "checkpoints" / "neighbours.json", _store(run)
+    """Rows of a test image and its neighbors, as `evaluate.py what=neighbors` found them; none before it ran."""
+    file, store = run.folder / "checkpoints" / "neighbors.json", _store(run)
     if not file.is_file() or store is None:
         return []
     return [
-        [_picture(store.splits["val"], query["picture"])]
-        + [_picture(store.splits["train"], other["picture"]) for other in query["nearest"]]
+        [_image(store.splits["val"], query["image"])]
+        + [_image(store.splits["train"], other["image"]) for other in query["nearest"]]
         for query in json.loads(file.read_text())["queries"]
     ]
 
@@ -81,7 +81,7 @@ def _store(run: Run) -> Store | None:
         return None
 
 
-def _picture(split: Split, row: int) -> Image.Image:
+def _image(split: Split, row: int) -> Image.Image:
     out = np.empty((1, split.size, split.size, 3), np.uint8)
     split.read(np.array([row]), out)
     return Image.fromarray(out[0])

@@ -1,4 +1,4 @@
-"""Fig. 3: conv1's kernels by tower, and how colourful each is."""
+"""Fig. 3: conv1's kernels by tower, and how colorful each is."""
 
 import math
 
@@ -15,23 +15,25 @@ def conv1(run: Run) -> Tensor | None:
     file = run.folder / "checkpoints" / "last.ckpt"
     if run.options.get("model.towers") != 2 or not file.is_file():
         return None
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # a few kB of half a gigabyte
+    checkpoint = torch.load(
+        file, map_location="cpu", weights_only=True, mmap=True
+    )  # a few kB of half a gigabyte
     return checkpoint["state_dict"]["net.conv1.weight"].clone()
 
 
 def selectivity(kernels: Tensor) -> np.ndarray:
-    """(kernels, 3, height, width) to (kernels,): the share of each kernel's energy that lies off the grey axis, 0 for a
-    colour-blind one; 2/3 for noise."""
+    """(kernels, 3, height, width) to (kernels,): the share of each kernel's energy that lies off the gray axis, 0 for a
+    color-blind one; 2/3 for noise."""
     wide = kernels.double()
-    grey = wide.mean(1, keepdim=True)
-    off = ((wide - grey) ** 2).flatten(1).sum(1)
+    gray = wide.mean(1, keepdim=True)
+    off = ((wide - gray) ** 2).flatten(1).sum(1)
     return (off / (wide**2).flatten(1).sum(1).clamp_min(1e-300)).numpy()
 
 
-def kernel_pictures(weight: Tensor, towers: int) -> list[Image.Image]:
-    """A picture for each tower, all on one scale, sorted by colour selectivity."""
+def kernel_images(weight: Tensor, towers: int) -> list[Image.Image]:
+    """A image for each tower, all on one scale, sorted by color selectivity."""
     span = (weight.max() - weight.min()).clamp_min(1e-12)
-    pictures = []
+    images = []
     for raw in weight.chunk(towers):
         tower = (raw - weight.min()) / span
         order = np.argsort(selectivity(raw), kind="stable")
@@ -43,5 +45,5 @@ def kernel_pictures(weight: Tensor, towers: int) -> list[Image.Image]:
             canvas[:3, y : y + side, x : x + side] = tower[i]
             canvas[3, y : y + side, x : x + side] = 1
         pixels = (canvas.permute(1, 2, 0) * 255).round().byte().numpy()
-        pictures.append(Image.fromarray(pixels))
-    return pictures
+        images.append(Image.fromarray(pixels))
+    return images

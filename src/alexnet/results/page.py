@@ -42,7 +42,10 @@ class Tally:
     counts: dict[str, int]
 
     def html(self) -> str:
-        items = (f'<span class="{KIND.get(v, "other")}"><b>{n}</b>{v}</span>' for v, n in self.counts.items())
+        items = (
+            f'<span class="{KIND.get(v, "other")}"><b>{n}</b>{v}</span>'
+            for v, n in self.counts.items()
+        )
         return f'<div class="tally">{"".join(items)}</div>'
 
     def markdown(self, folder: Path) -> str:
@@ -63,7 +66,9 @@ class Table:
 
     def markdown(self, folder: Path) -> str:
         lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
 
 
 @dataclass
@@ -97,7 +102,16 @@ class Claims:
             for f in many or [Finding("", "", None, None, "-", NOT_RUN)]:
                 ours = f"{said(f)} ({f.what}; {f.where})" if f.what else "-"
                 command = f"`{claim.command}`"
-                told = (claim.number, claim.title, claim.paper, claim.recorded, ours, f.n, f.verdict, command)
+                told = (
+                    claim.number,
+                    claim.title,
+                    claim.paper,
+                    claim.recorded,
+                    ours,
+                    f.n,
+                    f.verdict,
+                    command,
+                )
                 rows.append(told)
         return Table(head, rows).markdown(folder)
 
@@ -120,24 +134,24 @@ class Drawing:
 
 @dataclass
 class Towers:
-    """Fig. 3: a picture of kernels for each tower, with its colour selectivity."""
+    """Fig. 3: a image of kernels for each tower, with its color selectivity."""
 
     towers: list[tuple[Image.Image, float]]
 
     def html(self) -> str:
         figures = (
-            f'<figure><img alt="kernels of tower {i}" src="{uri(picture)}">'
-            f"<figcaption>Tower {i}: colour selectivity {share:.2f}</figcaption></figure>"
-            for i, (picture, share) in enumerate(self.towers, 1)
+            f'<figure><img alt="kernels of tower {i}" src="{uri(image)}">'
+            f"<figcaption>Tower {i}: color selectivity {share:.2f}</figcaption></figure>"
+            for i, (image, share) in enumerate(self.towers, 1)
         )
         return f'<div class="towers">{"".join(figures)}</div>'
 
     def markdown(self, folder: Path) -> str:
-        for i, (picture, _) in enumerate(self.towers, 1):
-            large = picture.resize((picture.width * 5, picture.height * 5), Image.Resampling.NEAREST)
+        for i, (image, _) in enumerate(self.towers, 1):
+            large = image.resize((image.width * 5, image.height * 5), Image.Resampling.NEAREST)
             large.save(folder / f"tower-{i}.png")
         return "\n\n".join(
-            f"![tower {i}](figures/tower-{i}.png)\nTower {i}: colour selectivity {share:.2f}"
+            f"![tower {i}](figures/tower-{i}.png)\nTower {i}: color selectivity {share:.2f}"
             for i, (_, share) in enumerate(self.towers, 1)
         )
 
@@ -159,20 +173,20 @@ class Guesses:
             for name, p in guess.likeliest
         )
         label = escape(guess.label)
-        return f'<figure><img alt="{label}" src="{uri(guess.picture)}"><b>{label}</b>{bars}</figure>'
+        return f'<figure><img alt="{label}" src="{uri(guess.image)}"><b>{label}</b>{bars}</figure>'
 
     def markdown(self, folder: Path) -> str:
         rows = []
         for i, guess in enumerate(self.guesses):
-            guess.picture.save(folder / f"guess-{i}.jpg", quality=88)
+            guess.image.save(folder / f"guess-{i}.jpg", quality=88)
             likeliest = ", ".join(f"{name} {p:.0%}" for name, p in guess.likeliest)
             rows.append((f"![{guess.label}](figures/guess-{i}.jpg)", guess.label, likeliest))
-        return Table(("picture", "class", "likeliest"), rows).markdown(folder)
+        return Table(("image", "class", "likeliest"), rows).markdown(folder)
 
 
 @dataclass
 class Near:
-    """Fig. 4 right: rows of a test picture and its nearest training pictures."""
+    """Fig. 4 right: rows of a test image and its nearest training images."""
 
     rows: list[list[Image.Image]]
 
@@ -181,7 +195,8 @@ class Near:
         rows = (
             f'<div class="near" style="{columns}">'
             + "<span></span>".join(
-                "".join(f'<img alt="" src="{uri(picture)}">' for picture in part) for part in (row[:1], row[1:])
+                "".join(f'<img alt="" src="{uri(image)}">' for image in part)
+                for part in (row[:1], row[1:])
             )
             + "</div>"
             for row in self.rows
@@ -193,11 +208,11 @@ class Near:
         width = (side + gap) * len(self.rows[0]) + 8
         sheet = Image.new("RGB", (width, (side + gap) * len(self.rows)), "white")
         for y, row in enumerate(self.rows):
-            for x, picture in enumerate(row):
+            for x, image in enumerate(row):
                 place = ((side + gap) * x + (8 if x else 0), (side + gap) * y)
-                sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), place)
+                sheet.paste(image.resize((side, side), Image.Resampling.BICUBIC), place)
         sheet.save(folder / "nearest.png")
-        return "![test pictures, left, and their nearest training pictures](figures/nearest.png)"
+        return "![test images, left, and their nearest training images](figures/nearest.png)"
 
 
 @dataclass
@@ -225,7 +240,9 @@ def write(parts: Sequence[Part], folder: Path) -> None:
     )
     (folder / "figures").mkdir(exist_ok=True)
     texts = [part.markdown(folder / "figures") for part in parts]
-    (folder / "report.md").write_text("\n\n".join([f"# {TITLE}", INTRO, date.today().isoformat(), *texts]) + "\n")
+    (folder / "report.md").write_text(
+        "\n\n".join([f"# {TITLE}", INTRO, date.today().isoformat(), *texts]) + "\n"
+    )
 
 
 def said(finding: Finding) -> str:
@@ -239,8 +256,8 @@ def said(finding: Finding) -> str:
     return value + interval + (f": {finding.numbers}" if finding.numbers else "")
 
 
-def uri(picture: Image.Image) -> str:
-    """The picture within the page: PNG where it has transparent parts, else JPEG."""
-    file, kind = io.BytesIO(), "png" if picture.mode == "RGBA" else "jpeg"
-    picture.save(file, kind, quality=88, optimize=True)
+def uri(image: Image.Image) -> str:
+    """The image within the page: PNG where it has transparent parts, else JPEG."""
+    file, kind = io.BytesIO(), "png" if image.mode == "RGBA" else "jpeg"
+    image.save(file, kind, quality=88, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -35,21 +35,33 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     pattern names no finished run."""
     patterns = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
     folders = sorted({folder for pattern in patterns for folder in matches(pattern)})
-    runs = [Run(f) for f in folders if (f / "config.yaml").is_file() and (f / "result.json").is_file()]
+    runs = [
+        Run(f) for f in folders if (f / "config.yaml").is_file() and (f / "result.json").is_file()
+    ]
     if not runs:
-        raise FileNotFoundError(f"runs={cfg.runs} names no folder of a finished run (config.yaml and result.json)")
+        raise FileNotFoundError(
+            f"runs={cfg.runs} names no folder of a finished run (config.yaml and result.json)"
+        )
     ensembles = [found for f in folders if (found := _ensemble(f / "result.json"))]
-    shown = gallery.chosen(runs, cfg.pictures)
-    pictures = _pictures(shown, cfg.device) if shown else {}
-    rows = [(claim, _findings(claim, runs, ensembles, shown, pictures)) for claim in CLAIMS]
+    shown = gallery.chosen(runs, cfg.images)
+    images = _images(shown, cfg.device) if shown else {}
+    rows = [(claim, _findings(claim, runs, ensembles, shown, images)) for claim in CLAIMS]
     lengths = findings.plateau(runs)
     out = Path(HydraConfig.get().runtime.output_dir)
     page.write(
-        [*_claims(rows), *_tables(runs, ensembles), *_figures(runs, shown, pictures, lengths), *_list(runs)], out
+        [
+            *_claims(rows),
+            *_tables(runs, ensembles),
+            *_figures(runs, shown, images, lengths),
+            *_list(runs),
+        ],
+        out,
     )
     found = {
         "runs": [str(run.folder) for run in runs],
-        "claims": [{"claim": c.number, "title": c.title, **f._asdict()} for c, many in rows for f in many],
+        "claims": [
+            {"claim": c.number, "title": c.title, **f._asdict()} for c, many in rows for f in many
+        ],
         "plateau": lengths,
     }
     (out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -62,7 +74,7 @@ def _ensemble(file: Path) -> dict[str, Any] | None:
     return found if "average" in found else None
 
 
-def _pictures(run: Run, device: str) -> dict[str, page.Part]:
+def _images(run: Run, device: str) -> dict[str, page.Part]:
     """What there is to see of a run, by claim."""
     parts: dict[str, page.Part] = {"C14": page.Towers(gallery.towers(run))}
     if guesses := gallery.guesses(run, device):
@@ -73,11 +85,19 @@ def _pictures(run: Run, device: str) -> dict[str, page.Part]:
 
 
 def _findings(
-    claim: Claim, runs: list[Run], ensembles: list[dict[str, Any]], shown: Run | None, pictures: dict[str, page.Part]
+    claim: Claim,
+    runs: list[Run],
+    ensembles: list[dict[str, Any]],
+    shown: Run | None,
+    images: dict[str, page.Part],
 ) -> list[Finding]:
     if claim.number in ("C15", "C16"):
-        there = shown if claim.number in pictures else None
-        return [Finding("picture", findings.where(there), None, None, "1", SHOWN, False, "below")] if there else []
+        there = shown if claim.number in images else None
+        return (
+            [Finding("image", findings.where(there), None, None, "1", SHOWN, False, "below")]
+            if there
+            else []
+        )
     if claim.number == "C9":
         return findings.views(runs)
     if claim.number == "C10":
@@ -91,7 +111,9 @@ def _findings(
 
 def _claims(rows: list[tuple[Claim, list[Finding]]]) -> list[page.Part]:
     best = [max((f.verdict for f in many), key=STRENGTH.index, default=NOT_RUN) for _, many in rows]
-    parts: list[page.Part] = [page.Tally({v: best.count(v) for v in reversed(STRENGTH) if v in best})]
+    parts: list[page.Part] = [
+        page.Tally({v: best.count(v) for v in reversed(STRENGTH) if v in best})
+    ]
     parts += [page.Heading("The claims"), page.Claims(rows)]
     points = [(c, f) for c, many in rows for f in many if f.value is not None and not f.ratio]
     if points:
@@ -102,8 +124,13 @@ def _claims(rows: list[tuple[Claim, list[Finding]]]) -> list[page.Part]:
 
 def _tables(runs: list[Run], ensembles: list[dict[str, Any]]) -> list[page.Part]:
     head = ("model", "top-1, %", "top-5, %")
-    first = [(*row, _ours(runs, ensembles, 150000, row[0]) if row[0] == "CNN" else "-") for row in TABLE_1]
-    second = [(*row, _ours(runs, ensembles, 50000, row[0]) if "CNN" in row[0] else "-") for row in TABLE_2]
+    first = [
+        (*row, _ours(runs, ensembles, 150000, row[0]) if row[0] == "CNN" else "-")
+        for row in TABLE_1
+    ]
+    second = [
+        (*row, _ours(runs, ensembles, 50000, row[0]) if "CNN" in row[0] else "-") for row in TABLE_2
+    ]
     return [
         page.Heading("Table 1: ILSVRC-2010, test set"),
         page.Table((*head, "authors' log", "ours"), first),
@@ -112,8 +139,8 @@ def _tables(runs: list[Run], ensembles: list[dict[str, Any]]) -> list[page.Part]
     ]
 
 
-def _ours(runs: list[Run], ensembles: list[dict[str, Any]], pictures: int, model: str) -> str:
-    """Errors from ten views on a validation set of so many pictures in 1,000 classes: CNN, 1 CNN*, 5 CNNs …"""
+def _ours(runs: list[Run], ensembles: list[dict[str, Any]], images: int, model: str) -> str:
+    """Errors from ten views on a validation set of so many images in 1,000 classes: CNN, 1 CNN*, 5 CNNs …"""
     count = int(model.split()[0]) if model[0].isdigit() else 1
     found = [e["average"]["ten views"] for e in ensembles if len(e["runs"]) == count]
     if count == 1:
@@ -123,35 +150,42 @@ def _ours(runs: list[Run], ensembles: list[dict[str, Any]], pictures: int, model
             for run in alone
             if run.views and bool(run.options.get("start.run")) == ("*" in model)
         ]
-    found = [views for views in found if views["pictures"] == pictures]
+    found = [views for views in found if views["images"] == images]
     if not found:
         return NOT_RUN
-    return " / ".join(f"{100 * np.mean([views[f'top{k}_error'] for views in found]):.1f}" for k in (1, 5))
+    return " / ".join(
+        f"{100 * np.mean([views[f'top{k}_error'] for views in found]):.1f}" for k in (1, 5)
+    )
 
 
 def _figures(
-    runs: list[Run], shown: Run | None, pictures: dict[str, page.Part], lengths: dict[str, dict[str, list[float]]]
+    runs: list[Run],
+    shown: Run | None,
+    images: dict[str, page.Part],
+    lengths: dict[str, dict[str, list[float]]],
 ) -> list[page.Part]:
     parts: list[page.Part] = []
     lines: dict[str, list[Run]] = {}
     for run in findings.at_best(CLAIMS[0], runs):
         lines.setdefault(str(activation(run.options)), []).append(run)
     if lines:
-        caption = (
-            "Training error of the four-layer net, each side at its best rate, a line for each seed; dotted: 25 %."
-        )
+        caption = "Training error of the four-layer net, each side at its best rate, a line for each seed; dotted: 25 %."
         parts += [
             page.Heading("Figure 1: ReLU and tanh"),
             page.Drawing("curves", figures.learning_curves(lines), caption),
         ]
     headings = {
         "C14": "Figure 3: the first layer's kernels by tower",
-        "C15": "Figure 4, left: eight pictures and their likeliest classes",
-        "C16": "Figure 4, right: test pictures and their nearest training pictures",
+        "C15": "Figure 4, left: eight images and their likeliest classes",
+        "C16": "Figure 4, right: test images and their nearest training images",
     }
-    for number, part in pictures.items():
+    for number, part in images.items():
         assert shown is not None
-        parts += [page.Heading(headings[number]), part, page.Text(f"{findings.where(shown)}: {shown.folder}")]
+        parts += [
+            page.Heading(headings[number]),
+            part,
+            page.Text(f"{findings.where(shown)}: {shown.folder}"),
+        ]
     for place, by_init in lengths.items():
         rows = [
             (
@@ -162,11 +196,15 @@ def _figures(
             )
             for name, values in by_init.items()
         ]
-        head = ("model.init", "runs", "pictures until it left", "ended before it left, after")
+        head = ("model.init", "runs", "images until it left", "ended before it left, after")
         parts += [
             page.Heading(f"The plateau at ln(classes): {place}"),
             page.Table(head, rows),
-            page.Drawing("plateau", figures.plateau(by_init), "Pictures until the loss was 1 % below ln(classes)."),
+            page.Drawing(
+                "plateau",
+                figures.plateau(by_init),
+                "Images until the loss was 1 % below ln(classes).",
+            ),
         ]
     return parts
 
@@ -178,9 +216,12 @@ def _list(runs: list[Run]) -> list[page.Part]:
             str(run.folder),
             findings.where(run),
             str(run.seed),
-            *(f"{100 * value:.2f}" if (value := run.final(name)) is not None else "-" for name in names),
+            *(
+                f"{100 * value:.2f}" if (value := run.final(name)) is not None else "-"
+                for name in names
+            ),
         )
         for run in runs
     ]
     head = ("run", "network and data", "seed", "top-1, %", "top-5, %", "training top-1, %")
-    return [page.Heading("The runs, last epoch, centre crop"), page.Table(head, rows)]
+    return [page.Heading("The runs, last epoch, center crop"), page.Table(head, rows)]

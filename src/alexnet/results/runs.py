@@ -10,17 +10,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from alexnet.entry import read_run
+from alexnet.run_folder import flatten, read_config
 
 
-def run_folders(patterns: str | Sequence[str]) -> list[Path]:
+def find_run_folders(patterns: str | Sequence[str]) -> list[Path]:
     """Folders with a config.yaml that the patterns name, sorted within each; `*` and `**` may stand in them. Raises
     FileNotFoundError for a pattern without any."""
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         runs = [folder for folder in matches(pattern) if (folder / "config.yaml").is_file()]
         if not runs:
-            raise FileNotFoundError(f"{pattern} is no run folder (no config.yaml); a run's folder is outputs/train/…")
+            raise FileNotFoundError(
+                f"{pattern} is no run folder (no config.yaml); a run's folder is outputs/train/…"
+            )
         found += [folder for folder in runs if folder not in found]
     return found
 
@@ -34,14 +36,14 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config = read_run(folder)
-        self.options = flat(OmegaConf.to_container(self.config))
+        self.config = read_config(folder)
+        self.options = flatten(OmegaConf.to_container(self.config))
         self.result: dict[str, Any] = json.loads((folder / "result.json").read_text())
         self.seed = self.options["seed"]
 
     @cached_property
     def views(self) -> dict[str, Any]:
-        """What evaluate.py found of it: errors from the centre crop and from ten views."""
+        """What evaluate.py found of it: errors from the center crop and from ten views."""
         file = self.folder / "checkpoints" / "result.json"
         return json.loads(file.read_text()) if file.is_file() else {}
 
@@ -66,14 +68,3 @@ class Run:
     def final(self, name: str) -> float | None:
         """A figure of the last epoch, such as `val/top1_error`."""
         return self.result["final"].get(name)
-
-
-def flat(config: Any, path: str = "") -> dict[str, Any]:
-    """Nested dicts to one with dotted names; lists stay, as tuples."""
-    if isinstance(config, dict):
-        return {name: value for key, inner in config.items() for name, value in flat(inner, f"{path}{key}.").items()}
-    return {path[:-1]: _fixed(config)}
-
-
-def _fixed(value: Any) -> Any:
-    return tuple(_fixed(inner) for inner in value) if isinstance(value, list) else value

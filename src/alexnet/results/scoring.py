@@ -26,20 +26,23 @@ def misses(scores: Tensor, labels: Tensor, k: int, share_ties: bool = False) -> 
 
 
 def errors(probabilities: Tensor, labels: Tensor, share_ties: bool = False) -> dict[str, Any]:
-    """Top-1 and top-5 error with their 95 % intervals, mean -log p(label) and the number of pictures."""
+    """Top-1 and top-5 error with their 95 % intervals, mean -log p(label) and the number of images."""
     if not torch.isfinite(probabilities).all():
         raise FloatingPointError("the net's output is not finite: its training has diverged")
-    found: dict[str, Any] = {"pictures": len(labels)}
+    found: dict[str, Any] = {"images": len(labels)}
     for k in (1, 5):
         missed = float(misses(probabilities, labels, k, share_ties).sum())
-        found[f"top{k}_error"], found[f"top{k}_interval"] = missed / len(labels), wilson(missed, len(labels))
+        found[f"top{k}_error"], found[f"top{k}_interval"] = (
+            missed / len(labels),
+            wilson(missed, len(labels)),
+        )
     own = probabilities.double().gather(1, labels[:, None])
     found["loss"] = float(-own.clamp_min(torch.finfo(torch.float32).tiny).log().mean())
     return found
 
 
 def gain(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
-    """By how much the top-1 error falls from `before` to `after` on the same pictures, with McNemar's 95 % interval."""
+    """By how much the top-1 error falls from `before` to `after` on the same images, with McNemar's 95 % interval."""
     change = misses(before, labels, 1) - misses(after, labels, 1)
     half = Z * float(change.std(correction=0)) / sqrt(len(labels))
     mean = float(change.mean())
@@ -64,7 +67,7 @@ def average(probabilities: Sequence[Tensor], weights: Sequence[float] | None = N
 
 def searched_weights(probabilities: Sequence[Tensor], labels: Tensor) -> list[float]:
     """The weights that `avg-valid.py` of 2012 would find: from 0.5 each, one net after the other takes that of 0, 0.05
-    … 1 with the least top-5 error; five passes at most. Searched on the pictures it is measured on, it flatters."""
+    … 1 with the least top-5 error; five passes at most. Searched on the images it is measured on, it flatters."""
     weights = [0.5] * len(probabilities)
 
     def missed(candidate: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""Exact top-k errors: integer counts, one topk for every k, each picture once."""
+"""Exact top-k errors: integer counts, one topk for every k, each image once."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class Errors(Metric):
-    """Top-k errors and the mean loss of weighted pictures; counts are summed over ranks.
+    """Top-k errors and the mean loss of weighted images; counts are summed over ranks.
 
     `update(scores, labels, weights, loss)` takes (n, classes) logits or probabilities, (n,) labels, (n,) weights of 0
     or 1 and (n,) losses. `compute()` gives {"top1_error": …, "top5_error": …, "loss": …} and raises FloatingPointError
@@ -18,7 +18,7 @@ class Errors(Metric):
 
     full_state_update = False
     misses: Tensor
-    pictures: Tensor
+    images: Tensor
     total_loss: Tensor
     broken: Tensor
 
@@ -27,7 +27,7 @@ class Errors(Metric):
         self.ks = [min(k, classes) for k in ks]
         self.names = [f"top{k}_error" for k in ks]
         self.add_state("misses", torch.zeros(len(ks), dtype=torch.int64), "sum")
-        self.add_state("pictures", torch.zeros((), dtype=torch.int64), "sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), "sum")
         self.add_state("total_loss", torch.zeros((), dtype=torch.float64), "sum")
         self.add_state("broken", torch.zeros((), dtype=torch.int64), "sum")
 
@@ -37,7 +37,7 @@ class Errors(Metric):
         hits = scores.topk(max(self.ks), 1).indices == labels[:, None]
         for i, k in enumerate(self.ks):
             self.misses[i] += (~hits[:, :k].any(1) & counted).sum()
-        self.pictures += counted.sum()
+        self.images += counted.sum()
         # A module in bfloat16 makes its metrics' states so, where 256 + 1 is 256.
         self.total_loss = self.total_loss.double() + (loss * weights).sum()
         self.broken += (~torch.isfinite(scores).all(1) & counted).sum()
@@ -45,15 +45,18 @@ class Errors(Metric):
     def compute(self) -> dict[str, Tensor]:
         if self.broken > 0:
             raise FloatingPointError(
-                f"the net's output is not finite for {int(self.broken)} of {int(self.pictures)} pictures: "
+                f"the net's output is not finite for {int(self.broken)} of {int(self.images)} images: "
                 "training has diverged; lower optimizer.lr"
             )
-        if self.pictures == 0:
-            raise ValueError("no picture was counted")
-        errors = {name: self.misses[i] / self.pictures for i, name in enumerate(self.names)}
-        return errors | {"loss": self.total_loss / self.pictures}
+        if self.images == 0:
+            raise ValueError("no image was counted")
+        errors = {name: self.misses[i] / self.images for i, name in enumerate(self.names)}
+        return errors | {"loss": self.total_loss / self.images}
 
     def counts(self) -> dict[str, int]:
         """The integers behind the errors; call it within `sync_context()` for those of all ranks."""
-        named = {name.replace("error", "misses"): int(self.misses[i]) for i, name in enumerate(self.names)}
-        return named | {"pictures": int(self.pictures)}
+        named = {
+            name.replace("error", "misses"): int(self.misses[i])
+            for i, name in enumerate(self.names)
+        }
+        return named | {"images": int(self.images)}

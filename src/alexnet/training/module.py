@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from alexnet import keyed
-from alexnet.data.datamodule import Images
+from alexnet import rng
+from alexnet.data.datamodule import Batch
 from alexnet.nets.layers import Dropout
-from alexnet.parallel.forms import DataParallel
-from alexnet.parallel.towers import clip_norm
+from alexnet.parallel.strategies import DataParallel
+from alexnet.parallel.tensor_parallel import clip_gradient_norm
 from alexnet.training.metrics import Errors
 
 
@@ -24,12 +24,12 @@ class Classifier(L.LightningModule):
     """Trains `net` by softmax regression and counts its errors.
 
     Arguments:
-        net: pictures to logits.
+        net: images to logits.
         classes: names, one for each output.
-        optimizer: builds the optimiser from the net.
-        schedule: builds Lightning's scheduler entry from the optimiser and the steps of the run and of an epoch.
+        optimizer: builds the optimizer from the net.
+        schedule: builds Lightning's scheduler entry from the optimizer and the steps of the run and of an epoch.
         form: how the net spreads over devices.
-        seed: of dropout, with the step and the pictures' ids, so that every number of devices and a resumed run agree.
+        seed: of dropout, with the step and the images' ids, so that every number of devices and a resumed run agree.
         config: the run's whole configuration, kept in every checkpoint as plain values.
     """
 
@@ -54,14 +54,16 @@ class Classifier(L.LightningModule):
     def configure_model(self) -> None:  # Lightning calls it before each of fit, validate and test
         if self.device_mesh is None or self.is_split:
             return
-        self.net.to(self.trainer.strategy.root_device).to(memory_format=torch.contiguous_format)  # as FSDP needs it
+        self.net.to(self.trainer.strategy.root_device).to(
+            memory_format=torch.contiguous_format
+        )  # as FSDP needs it
         group = self.form.split(self.net, self.device_mesh)
         self.train_errors.process_group = self.val_errors.process_group = group
         self.is_split = True
 
-    def training_step(self, batch: Images, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels, weights, ids = batch
-        keys = self.form.rows(keyed.keys(self.seed, self.global_step, ids), self.device_mesh)
+        keys = self.form.rows(rng.make_keys(self.seed, self.global_step, ids), self.device_mesh)
         for layer in self.net.modules():
             if isinstance(layer, Dropout):
                 layer.keys = keys
@@ -77,18 +79,24 @@ class Classifier(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        if gradient_clip_val and gradient_clip_algorithm != "value" and self.device_mesh is not None:
-            clip_norm(self.parameters(), gradient_clip_val)
+        if (
+            gradient_clip_val
+            and gradient_clip_algorithm != "value"
+            and self.device_mesh is not None
+        ):
+            clip_gradient_norm(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_end(self) -> None:
         self._log_errors("train", self.train_errors)
 
-    def validation_step(self, batch: Images, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels, weights, _ = batch
         logits = self.net(images)
-        self.val_errors.update(logits, labels, weights, F.cross_entropy(logits, labels, reduction="none"))
+        self.val_errors.update(
+            logits, labels, weights, F.cross_entropy(logits, labels, reduction="none")
+        )
 
     def on_validation_epoch_end(self) -> None:
         with self.val_errors.sync_context():
@@ -105,7 +113,11 @@ class Classifier(L.LightningModule):
 
     def _log_errors(self, stage: str, errors: Errors) -> dict[str, Tensor]:
         values = errors.compute()  # summed over ranks by torchmetrics
-        loss = {f"{stage}/epoch_loss" if stage == "train" else f"{stage}/loss": values.pop("loss").float()}
+        loss = {
+            f"{stage}/epoch_loss" if stage == "train" else f"{stage}/loss": values.pop(
+                "loss"
+            ).float()
+        }
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss)
         errors.reset()
         return values
@@ -113,7 +125,9 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer(self.net)
         total_steps = int(self.trainer.estimated_stepping_batches)
-        epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        epoch_steps = math.ceil(
+            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        )
         schedule = self.build_schedule(optimizer, total_steps, epoch_steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -137,7 +151,9 @@ class Classifier(L.LightningModule):
         loader: Any = self.trainer.train_dataloader
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         # Lightning loads it only if nothing asked for the run's length before.
-        loader.load_state_dict({"position": batches.processed % int(self.trainer.num_training_batches)})
+        loader.load_state_dict(
+            {"position": batches.processed % int(self.trainer.num_training_batches)}
+        )
         group = self.train_errors.process_group
         if self.counted and (not dist.is_initialized() or dist.get_rank(group) == 0):
             for name, value in self.counted.items():
@@ -145,7 +161,7 @@ class Classifier(L.LightningModule):
             self.counted = {}
 
     def _number_by_position(self, state: dict[str, Any]) -> None:
-        """Renumbers an optimiser's state from the order of its groups to that of the parameters, in which Lightning's
+        """Renumbers an optimizer's state from the order of its groups to that of the parameters, in which Lightning's
         model-parallel strategy reads and writes it; then one file fits every form."""
         position = {parameter: i for i, parameter in enumerate(self.parameters())}
         number: dict[int, int] = {}
@@ -153,4 +169,6 @@ class Classifier(L.LightningModule):
             places = [position[parameter] for parameter in group["params"]]
             number |= dict(zip(saved["params"], places, strict=True))
             saved["params"] = places
-        state["state"] = {number[i]: dict(value) for i, value in state["state"].items()}  # not the optimiser's own
+        state["state"] = {
+            number[i]: dict(value) for i, value in state["state"].items()
+        }  # not the optimizer's own

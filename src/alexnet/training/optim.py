@@ -38,7 +38,9 @@ class SGD(torch.optim.Optimizer):
         weights = [p for p in group["params"] if p.grad is not None]
         for p in weights:  # also with ε = 0: torch's loading of spread checkpoints takes such a step to make the state
             velocity = self.state[p].get("velocity")
-            self.state[p]["velocity"] = torch.zeros_like(p) if velocity is None else _laid_out(velocity, p)
+            self.state[p]["velocity"] = (
+                torch.zeros_like(p) if velocity is None else _laid_out(velocity, p)
+            )
         if not weights or group["lr"] == 0:
             return
         rate, momentum = group["lr"], group["momentum"]
@@ -71,7 +73,7 @@ def _local(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def sgd_2012(
+def build_sgd(
     net: nn.Module,
     *,
     lr: float,
@@ -79,29 +81,34 @@ def sgd_2012(
     weight_decay: float,
     bias_lr_factor: float,
     decay_biases: bool,
-    apart: Sequence[str] = (),
+    separate_layers: Sequence[str] = (),
 ) -> SGD:
-    """`SGD` over two groups of the net's parameters, `weights` and `biases`, and two more for each layer `apart`.
+    """`SGD` over two groups of the net's parameters, `weights` and `biases`, and two more for each layer `separate_layers`.
 
     Arguments:
         lr: ε of the weights; biases have lr · bias_lr_factor (2 in the authors' code, 1 in the paper's text).
         momentum: 0.9 in the paper. weight_decay: 0.0005.
         decay_biases: False as in the authors' code.
-        apart: layers with groups of their own, such as `conv1.weights`, whose rates a schedule can tell apart.
+        separate_layers: layers with groups of their own, such as `conv1.weights`, whose rates a schedule can tell separate_layers.
     """
-    missing = [layer for layer in apart if not hasattr(net, layer)]
+    missing = [layer for layer in separate_layers if not hasattr(net, layer)]
     if missing:
-        raise ValueError(f"optimizer.apart: the network has no {', '.join(missing)}")
+        raise ValueError(f"optimizer.separate_layers: the network has no {', '.join(missing)}")
     members: dict[str, list[nn.Parameter]] = {}
-    for prefix in ("", *(f"{layer}." for layer in apart)):
+    for prefix in ("", *(f"{layer}." for layer in separate_layers)):
         members |= {f"{prefix}weights": [], f"{prefix}biases": []}
     for name, p in net.named_parameters():
         layer, kind = name.split(".")[0], "biases" if name.endswith("bias") else "weights"
-        members[f"{layer}.{kind}" if layer in apart else kind].append(p)
+        members[f"{layer}.{kind}" if layer in separate_layers else kind].append(p)
     groups = [
         {"name": name, "params": params}
         if name.endswith("weights")
-        else {"name": name, "params": params, "lr": lr * bias_lr_factor, "weight_decay": weight_decay * decay_biases}
+        else {
+            "name": name,
+            "params": params,
+            "lr": lr * bias_lr_factor,
+            "weight_decay": weight_decay * decay_biases,
+        }
         for name, params in members.items()
     ]
     return SGD(groups, lr, momentum, weight_decay)

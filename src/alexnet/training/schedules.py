@@ -1,4 +1,4 @@
-"""How the rate falls. Each takes the optimiser, the run's length and an epoch's in steps, and gives Lightning's
+"""How the rate falls. Each takes the optimizer, the run's length and an epoch's in steps, and gives Lightning's
 scheduler entry."""
 
 from collections.abc import Callable, Sequence
@@ -28,19 +28,32 @@ def drops(
         return {"scheduler": MultiStepLR(optimizer, list(epochs), factor), "interval": "epoch"}
     floors = [group["lr"] * factor**drops for group in optimizer.param_groups]
     rule = ReduceLROnPlateau(
-        optimizer, "min", factor, patience, threshold=threshold, threshold_mode="abs", min_lr=floors, eps=0
+        optimizer,
+        "min",
+        factor,
+        patience,
+        threshold=threshold,
+        threshold_mode="abs",
+        min_lr=floors,
+        eps=0,
     )
     return {"scheduler": rule, "interval": "epoch", "monitor": ERROR}
 
 
-def linear(optimizer: Optimizer, total_steps: int, epoch_steps: int, *, warmup: float) -> dict[str, Any]:
+def linear(
+    optimizer: Optimizer, total_steps: int, epoch_steps: int, *, warmup: float
+) -> dict[str, Any]:
     """Up from 0 over the first `warmup` (a share of the run), then down to 0 at its end."""
     if not 0 <= warmup < 1:
         raise ValueError(f"schedule.warmup={warmup} is a share of the run and must lie in [0, 1)")
     rising = warmup * total_steps
 
     def rate(step: int) -> float:
-        return (step + 1) / rising if step < rising else (total_steps - step) / max(total_steps - rising, 1)
+        return (
+            (step + 1) / rising
+            if step < rising
+            else (total_steps - step) / max(total_steps - rising, 1)
+        )
 
     return {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
 
@@ -52,7 +65,7 @@ def recorded(
     *,
     rates: dict[str, Sequence[Sequence[float]] | dict[str, Any]],
 ) -> dict[str, Any]:
-    """The rates of a net of 2012, for each of the optimiser's groups its own; they replace `optimizer.lr`.
+    """The rates of a net of 2012, for each of the optimizer's groups its own; they replace `optimizer.lr`.
 
     A group's entry is a list of [epoch, rate], each from that epoch on (2.16 is an epoch and 16 % of the next), or
     `{shape, first, last, steps, stop}`: one of `SHAPES` over the run, with rate 0 from epoch `stop` on if it is given.
@@ -60,7 +73,9 @@ def recorded(
     """
     names = [group["name"] for group in optimizer.param_groups]
     if unknown := set(rates) - set(names):
-        raise ValueError(f"schedule.rates has {', '.join(sorted(unknown))}: name these layers in optimizer.apart")
+        raise ValueError(
+            f"schedule.rates has {', '.join(sorted(unknown))}: name these layers in optimizer.separate_layers"
+        )
     for group in optimizer.param_groups:
         group["lr"] = 1.0  # which the rates multiply
     entries = [rates[name if name in rates else name.split(".")[-1]] for name in names]
@@ -99,4 +114,8 @@ def _linear(progress: float, first: float, last: float, steps: int) -> float:
     return first * (1 - progress) + last * progress
 
 
-SHAPES = {"linear": _linear, "exp": _exp, "dexp": _dexp}  # of src/lr.cu; dexp is exp in `steps` equal treads
+SHAPES = {
+    "linear": _linear,
+    "exp": _exp,
+    "dexp": _dexp,
+}  # of src/lr.cu; dexp is exp in `steps` equal treads

@@ -24,12 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed import DistError
 
 from alexnet.data.datamodule import StoreData
-from alexnet.entry import checkpoint_file, clear_errors
-from alexnet.nets.layers import compile_in_place
-from alexnet.training.callbacks import ProcessesDiffer
-from alexnet.training.checkpoints import read_checkpoint, start_from
+from alexnet.nets.layers import compile_network
+from alexnet.run_folder import find_checkpoint, flatten, write_config
+from alexnet.training.checkpointing import AtomicIO
+from alexnet.training.checkpoints import load_initial_weights, read_checkpoint
 from alexnet.training.module import Classifier
-from alexnet.training.resume import AtomicIO
+from alexnet.training.validate import checked
 
 log = logging.getLogger(__name__)
 # Gloo's errors have no type of their own, and the second not even its name.
@@ -47,11 +47,11 @@ class Run:
 
 
 def train(cfg: DictConfig) -> float:
-    """Trains as `cfg` says and gives the best top-1 validation error, for sweeps that optimise it."""
-    with clear_errors():
-        run = build(cfg)
+    """Trains as `cfg` says and gives the best top-1 validation error, for sweeps that optimize it."""
+    cfg = checked(cfg)
+    run = build(cfg)
     write_start(run)
-    with clear_errors((FloatingPointError, ConnectionError, ProcessesDiffer)), lost_process(run.folder):
+    with lost_process(run.folder):
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint)
     return write_result(run)
 
@@ -77,22 +77,24 @@ def build(cfg: DictConfig) -> Run:
     L.seed_everything(cfg.seed, verbose=False)
     net = instantiate(cfg.model)
     if not cfg.resume and cfg.start.run:
-        start_from(net, checkpoint_file(cfg.start.run, "last"), cfg.start.layers)
+        load_initial_weights(net, find_checkpoint(cfg.start.run, "last"), cfg.start.layers)
     net = net.to(memory_format=torch.channels_last)
     if cfg.fused:
         from alexnet.nets.fused import fuse  # Triton is not everywhere
 
         fuse(net)
     if cfg.compile:
-        compile_in_place(net)
+        compile_network(net)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     form = instantiate(cfg.parallel)
     rules = instantiate(cfg.optimizer), instantiate(cfg.schedule)
     module = Classifier(net, data.classes, *rules, form, cfg.seed, plain)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
     strategy = form.strategy(cfg.trainer.devices * cfg.trainer.num_nodes)
-    checkpoint = checkpoint_file(cfg.resume, "last") if cfg.resume else None
-    logger = instantiate(cfg.logger, purge_step=read_checkpoint(checkpoint)["global_step"] if checkpoint else None)
+    checkpoint = find_checkpoint(cfg.resume, "last") if cfg.resume else None
+    logger = instantiate(
+        cfg.logger, purge_step=read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    )
     accelerator = cfg.trainer.accelerator
     if accelerator == "auto":  # Lightning's would take an Apple GPU, which can't sum in float64
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
@@ -111,7 +113,9 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 against torch 2.15
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has summed them
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
-    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # of one without validation
+    warnings.filterwarnings(
+        "ignore", message=".*could not find the monitored key.*"
+    )  # of one without validation
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -124,7 +128,7 @@ def quiet_lightning() -> None:
 @rank_zero_only
 def write_start(run: Run) -> None:
     """config.yaml and run.json: what is needed to do this run again."""
-    OmegaConf.save(run.config, run.folder / "config.yaml")  # unresolved, so that the folder may move
+    write_config(run.config, run.folder)
     device = run.trainer.strategy.root_device
     packages = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy")
     facts = {
@@ -134,20 +138,31 @@ def write_start(run: Run) -> None:
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or "CPU",
         "devices": run.trainer.world_size,
         "parameters": sum(p.numel() for p in run.module.net.parameters()),
     }
     (run.folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-    log.info("run folder %s, %d parameters, %d classes", run.folder, facts["parameters"], len(run.module.classes))
+    log.info(
+        "run folder %s, %d parameters, %d classes",
+        run.folder,
+        facts["parameters"],
+        len(run.module.classes),
+    )
 
 
 def git_commit() -> str | None:
     """The checkout's commit, with "+" if files differ from it; None outside git."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here, text=True, stderr=subprocess.DEVNULL)
-        changed = subprocess.check_output(["git", "status", "--porcelain", "-uno"], cwd=here, text=True)
+        commit = subprocess.check_output(
+            ["git", "rev-parse", "HEAD"], cwd=here, text=True, stderr=subprocess.DEVNULL
+        )
+        changed = subprocess.check_output(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, text=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.strip() + ("+" if changed else "")
@@ -155,8 +170,14 @@ def git_commit() -> str | None:
 
 def write_result(run: Run) -> float:
     """result.json, the HPARAMS tab and a last line. Gives the best top-1 error."""
-    metrics = {k: float(v) for k, v in run.trainer.callback_metrics.items() if not k.startswith("speed/")}
-    kept = [c.best_model_score for c in run.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    metrics = {
+        k: float(v) for k, v in run.trainer.callback_metrics.items() if not k.startswith("speed/")
+    }
+    kept = [
+        c.best_model_score
+        for c in run.trainer.checkpoint_callbacks
+        if isinstance(c, ModelCheckpoint)
+    ]
     best = float(kept[0]) if kept and kept[0] is not None else None
     result = {
         "best_top1_error": best,
@@ -168,20 +189,17 @@ def write_result(run: Run) -> float:
     if run.trainer.is_global_zero:
         (run.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         if run.trainer.logger:
-            errors = {f"hp/{k.removeprefix('val/')}": v for k, v in metrics.items() if k.startswith("val/")}
-            run.trainer.logger.log_hyperparams(flat(run.module.config), errors)
+            errors = {
+                f"hp/{k.removeprefix('val/')}": v
+                for k, v in metrics.items()
+                if k.startswith("val/")
+            }
+            run.trainer.logger.log_hyperparams(flatten(run.module.config), errors)
             run.trainer.logger.finalize("success")
-        found = "" if best is None else f"best top-1 error {100 * best:.2f} % (validation, centre crop); "
+        found = (
+            ""
+            if best is None
+            else f"best top-1 error {100 * best:.2f} % (validation, center crop); "
+        )
         log.info("%sall in %s", found, run.folder)
     return best if best is not None else float("nan")
-
-
-def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """{"optimizer.lr": 0.01, …} without the class names."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{path}{key}.")
-        elif not key.startswith("_"):
-            values[path + key] = value if isinstance(value, int | float | str | bool) else str(value)
-    return values

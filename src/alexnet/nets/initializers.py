@@ -7,7 +7,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Initialiser:
+class Initializer:
     """Normal weights of standard deviation `std`, or of `stds[layer]`; None means Kaiming's √(2 / fan-in)."""
 
     std: float | None
@@ -15,25 +15,25 @@ class Initialiser:
     bias: float
 
 
-INITIALISERS = {
+INITIALIZERS = {
     # layers-145.cfg. The paper's text has 0.01 everywhere, which makes the signal of three layers 27 times smaller.
-    "source_2012": Initialiser(0.01, dict.fromkeys(("conv3", "conv4", "conv5", "conv6"), 0.03), 1.0),
-    "paper_text": Initialiser(0.01, {}, 1.0),
+    "authors": Initializer(0.01, dict.fromkeys(("conv3", "conv4", "conv5", "conv6"), 0.03), 1.0),
+    "paper_text": Initializer(0.01, {}, 1.0),
     # bvlc_alexnet; its readme says that a bias of 1 gave a flat loss.
-    "caffe": Initialiser(0.01, dict.fromkeys(("fc6", "fc7"), 0.005), 0.1),
-    "caffenet": Initialiser(0.01, dict.fromkeys(("fc6", "fc7"), 0.005), 1.0),
-    "kaiming": Initialiser(None, {}, 0.0),
-    # Kaiming's, but for pictures of a standard deviation near 3: a conv1 so small soon forgets its noise.
-    "kaiming_small_conv1": Initialiser(None, {"conv1": 0.02}, 0.0),
+    "caffe": Initializer(0.01, dict.fromkeys(("fc6", "fc7"), 0.005), 0.1),
+    "caffenet": Initializer(0.01, dict.fromkeys(("fc6", "fc7"), 0.005), 1.0),
+    "kaiming": Initializer(None, {}, 0.0),
+    # Kaiming's, but for images of a standard deviation near 3: a conv1 so small soon forgets its noise.
+    "kaiming_small_conv1": Initializer(None, {"conv1": 0.02}, 0.0),
 }
 ONES = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 
 
-def initialise(net: nn.Module, name: str) -> None:
+def initialize(net: nn.Module, name: str) -> None:
     """Fills every weight and bias of `net` by layer name. Raises ValueError if `name` is unknown."""
-    if name not in INITIALISERS:
-        raise ValueError(f"model.init={name} is not known; choose one of {', '.join(INITIALISERS)}")
-    chosen = INITIALISERS[name]
+    if name not in INITIALIZERS:
+        raise ValueError(f"model.init={name} is not known; choose one of {', '.join(INITIALIZERS)}")
+    chosen = INITIALIZERS[name]
     for layer, module in net.named_children():
         if not hasattr(module, "weight"):
             continue

@@ -1,24 +1,26 @@
-"""Photograph-like files to measure on, made of a store's pictures."""
+"""Photograph-like files to measure on, made of a store's images."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from alexnet.data.store import Store, open_store
+from alexnet.data.store.reader import Store, open_store
 
 CLASSES = 4
 
 
 def photographs(store: Store, count: int, folder: Path) -> Path:
     """`count` JPEGs of 500 × 375, quality 95, in `folder`/train/<class>/ and a quarter as many in val/; each shows four
-    of the store's pictures side by side, enlarged. Made unless they are there."""
+    of the store's images side by side, enlarged. Made unless they are there."""
     for split, number in (("train", count), ("val", count // 4)):
         for i in range(number):
             file = folder / split / f"class{i % CLASSES}" / f"{i:06d}.jpg"
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(_mosaic(store, i)).resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=95)
+                Image.fromarray(_mosaic(store, i)).resize(
+                    (500, 375), Image.Resampling.BICUBIC
+                ).save(file, quality=95)
     return folder
 
 
@@ -41,4 +43,6 @@ def squares(source: Path, folder: Path) -> Path:
 
 def made(cfg) -> Path:
     """The photographs that a benchmark's configuration asks for."""
-    return photographs(open_store(cfg.folder), cfg.pictures, Path("outputs/benchmark") / f"photographs{cfg.pictures}")
+    return photographs(
+        open_store(cfg.folder), cfg.images, Path("outputs/benchmark") / f"photographs{cfg.images}"
+    )

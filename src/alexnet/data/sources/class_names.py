@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from alexnet.data.labels import DEVKIT, devkit_synsets
+from alexnet.data.sources.labels import DEVKIT, devkit_synsets
 
 LISTS = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt", "classes.tsv")
 WORDNET = re.compile(r"n\d{8}")

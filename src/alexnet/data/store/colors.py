@@ -1,4 +1,4 @@
-"""The colours of a set of pictures, for the noise of §4.1."""
+"""The colors of a set of images, for the noise of §4.1."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def principal_components(
     total: np.ndarray, products: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean of the channels (3,), standard deviations along the principal components (3,), and these in columns (3, 3),
-    from the sum of `count` pictures and the sum of their `color_products`."""
+    from the sum of `count` images and the sum of their `color_products`."""
     pixels = count * total[..., 0].size
     mean = total.sum((0, 1)) / pixels
     eigenvalues, vectors = np.linalg.eigh(products / pixels - np.outer(mean, mean))

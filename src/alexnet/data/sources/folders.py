@@ -1,4 +1,4 @@
-"""Pictures in class folders, in tars, and in ILSVRC's tar of class tars, read where they lie."""
+"""Images in class folders, in tars, and in ILSVRC's tar of class tars, read where they lie."""
 
 import hashlib
 import os
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alexnet.data.labels import validation_labels
+from alexnet.data.sources.labels import validation_labels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 class Encoded(NamedTuple):
-    """A picture's file, or its (height, width, 3) uint8 pixels; its class number; its name in messages."""
+    """A image's file, or its (height, width, 3) uint8 pixels; its class number; its name in messages."""
 
     data: bytes | np.ndarray
     label: int
@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A picture's place: `size` bytes of `file` from `offset`; `name` is its path within the half, class first."""
+    """A image's place: `size` bytes of `file` from `offset`; `name` is its path within the half, class first."""
 
     name: str
     file: str
@@ -36,35 +36,53 @@ class Piece(NamedTuple):
 
 
 class Files:
-    """Pictures in class folders or in tars, ILSVRC's tar of class tars among them, read where they lie. A validation
+    """Images in class folders or in tars, ILSVRC's tar of class tars among them, read where they lie. A validation
     set without classes takes them from a list. Classes are sorted by name, ImageNet's by WordNet id."""
 
     def __init__(self, root: Path, halves: dict[str, Path], labels: str | None):
-        pieces = {split: [p for p in _pieces(half) if _is_picture(p.name)] for split, half in halves.items()}
-        self.classes = sorted({_top(piece) for piece in pieces["train"]} | _empty_classes(halves["train"]))
+        pieces = {
+            split: [p for p in _pieces(half) if _is_image(p.name)] for split, half in halves.items()
+        }
+        self.classes = sorted(
+            {_top(piece) for piece in pieces["train"]} | _empty_classes(halves["train"])
+        )
         self.items: dict[str, list[tuple[Piece, int]]] = {}
         problems = []
         if not self.classes or "" in self.classes:
-            raise ValueError(f"{halves['train']} must hold the pictures of each class in a folder or tar of its own")
+            raise ValueError(
+                f"{halves['train']} must hold the images of each class in a folder or tar of its own"
+            )
         number = {name: i for i, name in enumerate(self.classes)}
         seen = {_top(piece) for piece in pieces["val"]} | _empty_classes(halves["val"])
         self.items["train"] = [(piece, number[_top(piece)]) for piece in pieces["train"]]
         if seen & set(self.classes) or not pieces["val"]:
-            problems += [f"class {name} is in one split only" for name in sorted(seen ^ set(self.classes))]
-            self.items["val"] = [(piece, number[_top(piece)]) for piece in pieces["val"] if _top(piece) in number]
+            problems += [
+                f"class {name} is in one split only" for name in sorted(seen ^ set(self.classes))
+            ]
+            self.items["val"] = [
+                (piece, number[_top(piece)]) for piece in pieces["val"] if _top(piece) in number
+            ]
         else:
             names = [piece.basename for piece in pieces["val"]]
             found = validation_labels(names, self.classes, root, halves["val"], labels)
             self.items["val"] = list(zip(pieces["val"], found, strict=True))
         for split, half in halves.items():
             self.items[split].sort(key=lambda item: (item[1], item[0].basename))
-            with_pictures = {label for _, label in self.items[split]}
-            problems += [f"class folder {half / c} has no picture" for c, i in number.items() if i not in with_pictures]
+            with_images = {label for _, label in self.items[split]}
+            problems += [
+                f"class folder {half / c} has no image"
+                for c, i in number.items()
+                if i not in with_images
+            ]
         if problems:
-            shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+            shown = "; ".join(problems[:8]) + (
+                f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+            )
             raise ValueError(f"source={root}: {shown}")
         self.counts = {split: len(items) for split, items in self.items.items()}
-        listing = "\n".join(f"{p.basename} {p.size} {i}" for items in self.items.values() for p, i in items)
+        listing = "\n".join(
+            f"{p.basename} {p.size} {i}" for items in self.items.values() for p, i in items
+        )
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
 
     def read(self, split: str, rows: range) -> Iterator[Encoded]:
@@ -78,7 +96,9 @@ def _pieces(half: Path) -> list[Piece]:
     """All files of a folder or a tar, in no particular order."""
     if half.is_dir():
         return [
-            piece for folder, _, names in os.walk(half, followlinks=True) for piece in _in_folder(half, folder, names)
+            piece
+            for folder, _, names in os.walk(half, followlinks=True)
+            for piece in _in_folder(half, folder, names)
         ]
     return _in_tar(str(half), 0, os.path.getsize(half), "")
 
@@ -89,7 +109,9 @@ def _in_folder(half: Path, folder: str, names: list[str]) -> list[Piece]:
     for name in names:
         path = f"{folder}/{name}"
         if name.endswith(".tar"):
-            pieces += _in_tar(path, 0, os.path.getsize(path), inside + name.removesuffix(".tar") + "/")
+            pieces += _in_tar(
+                path, 0, os.path.getsize(path), inside + name.removesuffix(".tar") + "/"
+            )
         else:
             pieces.append(Piece(inside + name, path, 0, os.path.getsize(path)))
     return pieces
@@ -99,7 +121,10 @@ def _in_tar(file: str, start: int, size: int, prefix: str) -> list[Piece]:
     """The files of the tar that lies at `start` of `file`; a tar in it counts as a folder of its name."""
     pieces = []
     try:
-        with open(file, "rb") as raw, tarfile.open(fileobj=_Part(raw, start, size), mode="r:") as tar:  # type: ignore[call-overload]
+        with (
+            open(file, "rb") as raw,
+            tarfile.open(fileobj=_Part(raw, start, size), mode="r:") as tar,
+        ):  # type: ignore[call-overload]
             for member in tar:
                 if not member.isfile():
                     continue
@@ -110,11 +135,15 @@ def _in_tar(file: str, start: int, size: int, prefix: str) -> list[Piece]:
                 if offset + member.size > start + size:
                     raise tarfile.ReadError(f"{name} ends behind the file's end")
                 if name.endswith(".tar"):
-                    pieces += _in_tar(file, offset, member.size, prefix + name.removesuffix(".tar") + "/")
+                    pieces += _in_tar(
+                        file, offset, member.size, prefix + name.removesuffix(".tar") + "/"
+                    )
                 else:
                     pieces.append(Piece(prefix + name, file, offset, member.size))
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{file}{' (' + prefix + ')' if prefix else ''} is torn or no plain tar: {error}") from None
+        raise ValueError(
+            f"{file}{' (' + prefix + ')' if prefix else ''} is torn or no plain tar: {error}"
+        ) from None
     return pieces
 
 
@@ -148,5 +177,5 @@ def _empty_classes(half: Path) -> set[str]:
     return {p.name for p in half.iterdir() if p.is_dir()} if half.is_dir() else set()
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES

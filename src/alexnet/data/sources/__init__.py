@@ -1,4 +1,4 @@
-"""Where pictures come from, in whatever form. A source gives encoded pictures by number, so that any part of it can be
+"""Where images come from, in whatever form. A source gives encoded images by number, so that any part of it can be
 read again."""
 
 import hashlib
@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alexnet.data.files import Encoded, Files
-from alexnet.data.parquet import Parquet
+from alexnet.data.sources.folders import Encoded, Files
+from alexnet.data.sources.parquet import Parquet
 
 NAMES = {
     "train": ("train", "ILSVRC2012_img_train.tar", "train.tar"),
@@ -19,7 +19,7 @@ NAMES = {
 
 
 class Source(Protocol):
-    """Pictures of `train` and `val`, `counts` of each; `fingerprint` tells one set from another."""
+    """Images of `train` and `val`, `counts` of each; `fingerprint` tells one set from another."""
 
     classes: list[str]
     counts: dict[str, int]
@@ -29,7 +29,7 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path, labels: str | None = None) -> Source:
-    """The source in folder `path`, recognised by what it holds; `labels` is a file with the classes of a flat
+    """The source in folder `path`, recognized by what it holds; `labels` is a file with the classes of a flat
     validation set. Raises FileNotFoundError, or ValueError that lists what is wrong with it."""
     folder = Path(path)
     if not folder.is_dir():
@@ -38,7 +38,10 @@ def open_source(path: str | Path, labels: str | None = None) -> Source:
         return Parquet(folder)
     if (folder / "cifar-10-batches-py").is_dir():
         return CifarBatches(folder / "cifar-10-batches-py")
-    halves = {split: next((folder / n for n in names if (folder / n).exists()), None) for split, names in NAMES.items()}
+    halves = {
+        split: next((folder / n for n in names if (folder / n).exists()), None)
+        for split, names in NAMES.items()
+    }
     if missing := [split for split, half in halves.items() if half is None]:
         raise ValueError(
             f"source={path} has nothing for {' and '.join(missing)}: it needs train-*.parquet and validation-*.parquet "
@@ -52,7 +55,9 @@ class CifarBatches:
 
     def __init__(self, root: Path):
         names = {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]}
-        if missing := [n for n in ["batches.meta", *names["train"], *names["val"]] if not (root / n).is_file()]:
+        if missing := [
+            n for n in ["batches.meta", *names["train"], *names["val"]] if not (root / n).is_file()
+        ]:
             raise ValueError(f"source={root} lacks {', '.join(missing)}")
         self.classes = _plain_pickle(root / "batches.meta")["label_names"]
         self.pixels, self.labels = {}, {}
@@ -62,7 +67,9 @@ class CifarBatches:
             self.pixels[split] = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             self.labels[split] = [label for batch in batches for label in batch["labels"]]
         self.counts = {split: len(labels) for split, labels in self.labels.items()}
-        self.fingerprint = hashlib.sha256(b"".join(p.tobytes() for p in self.pixels.values())).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            b"".join(p.tobytes() for p in self.pixels.values())
+        ).hexdigest()
 
     def read(self, split: str, rows: range) -> Iterator[Encoded]:
         for row in rows:

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 from filelock import FileLock
 
-from alexnet.data.store import Shard
+from alexnet.data.store.reader import Shard
 
 FETCHERS = 8  # requests at a time, which hides their latency
 
@@ -47,11 +47,15 @@ class Remote:
         self.lock = threading.Lock()
         self.failure: ConnectionError | None = None
         self.live: OrderedDict[str, Future[Shard]] = OrderedDict()  # the least recently used first
-        self.expect(file.name for file in self.folder.glob("*.bin") if file.name in self.sizes)  # of an earlier run
+        self.expect(
+            file.name for file in self.folder.glob("*.bin") if file.name in self.sizes
+        )  # of an earlier run
 
     def largest(self, count: int) -> int:
         """Bytes of the largest `count` shards."""
-        return sum(sorted(size for name, size in self.sizes.items() if name.endswith(".bin"))[-count:])
+        return sum(
+            sorted(size for name, size in self.sizes.items() if name.endswith(".bin"))[-count:]
+        )
 
     def shard(self, name: str) -> Shard:
         """A shard; it stays readable when its file has given way."""
@@ -105,7 +109,9 @@ class Remote:
         return file
 
     def _failed(self, name: str, error: Exception) -> ConnectionError:
-        return ConnectionError(f"data.folder={self.url}: {name} can't be fetched: {error or type(error).__name__}")
+        return ConnectionError(
+            f"data.folder={self.url}: {name} can't be fetched: {error or type(error).__name__}"
+        )
 
 
 def _remove(file: Path, done: Future[Any]) -> None:

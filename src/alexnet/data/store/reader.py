@@ -1,12 +1,12 @@
-"""A prepared store: pictures in flat shards, memory-mapped, with their labels and statistics. `write.py` makes it.
+"""A prepared store: images in flat shards, memory-mapped, with their labels and statistics. `write.py` makes it.
 
-<folder>/manifest.json        classes, their names, counts, hashes, colour statistics, what it was made of and with
-<folder>/train-00000.bin …    up to 256 pictures each, without header: (size, size, 3) uint8, or JPEG files
+<folder>/manifest.json        classes, their names, counts, hashes, color statistics, what it was made of and with
+<folder>/train-00000.bin …    up to 256 images each, without header: (size, size, 3) uint8, or JPEG files
 <folder>/train-labels.npy     int64
-<folder>/train-ends.npy       for JPEG: int64, where each picture ends in its shard
-<folder>/mean.npy             (size, size, 3) float32, mean of the training pictures, 0-255
-<folder>/bad.tsv              pictures that could not be read, and why
-<folder>/contact-sheet.jpg    64 training pictures with their classes
+<folder>/train-ends.npy       for JPEG: int64, where each image ends in its shard
+<folder>/mean.npy             (size, size, 3) float32, mean of the training images, 0-255
+<folder>/bad.tsv              images that could not be read, and why
+<folder>/contact-sheet.jpg    64 training images with their classes
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ import simplejpeg
 import xxhash
 
 if TYPE_CHECKING:
-    from alexnet.data.stream import Remote
+    from alexnet.data.store.shards import Remote
 
 FORMAT = 3
-SHARD = 256  # pictures; 50 MB at 256 × 256
+SHARD = 256  # images; 50 MB at 256 × 256
 CACHE, CACHE_GB = "outputs/cache", 10.0  # of a URL's shards
 
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # torch's; nobody writes to a map
+warnings.filterwarnings(
+    "ignore", message="The given NumPy array is not writable"
+)  # torch's; nobody writes to a map
 
 
 class Shard:
-    """A file's `bytes`, memory-mapped. The system reads no more than is asked for, since what lies around a picture is
+    """A file's `bytes`, memory-mapped. The system reads no more than is asked for, since what lies around a image is
     seldom the next."""
 
     def __init__(self, file: Path):
@@ -51,23 +53,27 @@ class Shard:
 
 
 class Split:
-    """The pictures and labels of `train` or `val`."""
+    """The images and labels of `train` or `val`."""
 
     def __init__(self, folder: Path, name: str, manifest: dict[str, Any], remote: Remote | None):
         shards = [shard for shard in manifest["splits"][name]["shards"] if shard["count"]]
         self.size: int = manifest["size"]
         self.labels: np.ndarray = np.load(folder / f"{name}-labels.npy")
-        self.starts = np.cumsum([0] + [shard["count"] for shard in shards])  # each shard's first picture
+        self.starts = np.cumsum(
+            [0] + [shard["count"] for shard in shards]
+        )  # each shard's first image
         self.remote, self.files = remote, [shard["file"] for shard in shards]
         self.shards = [] if remote else [Shard(folder / file) for file in self.files]
-        self.from_disk = True  # was the last batch; what lies in the page cache needs no hints, which cost 7 %
+        self.from_disk = (
+            True  # was the last batch; what lies in the page cache needs no hints, which cost 7 %
+        )
         self.ends = None if manifest["encoding"] == "raw" else np.load(folder / f"{name}-ends.npy")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, indices: np.ndarray, out: np.ndarray) -> None:
-        """Copies the pictures `indices` into `out`, (len(indices), size, size, 3) uint8."""
+        """Copies the images `indices` into `out`, (len(indices), size, size, 3) uint8."""
         shards = self._shards_of(indices)
         places = indices - self.starts[shards]
         if self.ends is None:
@@ -75,7 +81,8 @@ class Split:
         else:
             begins, ends = np.where(places > 0, self.ends[indices - 1], 0), self.ends[indices]
         pieces = [
-            (self._shard(s), b, e) for s, b, e in zip(shards.tolist(), begins.tolist(), ends.tolist(), strict=True)
+            (self._shard(s), b, e)
+            for s, b, e in zip(shards.tolist(), begins.tolist(), ends.tolist(), strict=True)
         ]
         before = _blocks_read()
         if self.from_disk:
@@ -90,7 +97,7 @@ class Split:
         self.from_disk = _blocks_read() > before
 
     def expect(self, indices: np.ndarray) -> None:
-        """Says that the pictures `indices` will be read soon."""
+        """Says that the images `indices` will be read soon."""
         if self.remote:
             self.remote.expect(self.files[shard] for shard in np.unique(self._shards_of(indices)))
 
@@ -116,15 +123,24 @@ class Store:
         self.manifest: dict[str, Any] = _read_manifest(file)
         self.size: int = self.manifest["size"]
         self.classes: list[str] = self.manifest["classes"]
-        self.names: list[str] = self.manifest.get("names", self.classes)  # of the classes, for people
+        self.names: list[str] = self.manifest.get(
+            "names", self.classes
+        )  # of the classes, for people
         if problems := list(self._problems()):
-            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            shown = "; ".join(problems[:5]) + (
+                f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            )
             home = remote.url if remote else folder
-            raise ValueError(f"data.folder={home} is not whole: {shown}. Delete it and prepare it again")
+            raise ValueError(
+                f"data.folder={home} is not whole: {shown}. Delete it and prepare it again"
+            )
         self.mean = np.load(self.folder / "mean.npy")
         self.color_std = np.array(self.manifest["color_std"], np.float32)
         self.color_vectors = np.array(self.manifest["color_vectors"], np.float32)
-        self.splits = {name: Split(self.folder, name, self.manifest, remote) for name in self.manifest["splits"]}
+        self.splits = {
+            name: Split(self.folder, name, self.manifest, remote)
+            for name in self.manifest["splits"]
+        }
 
     def verify(self) -> None:
         """Reads every shard again. Raises ValueError that lists those whose hash differs from the manifest's."""
@@ -135,7 +151,9 @@ class Store:
                     if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != shard["xxh3_128"]:
                         changed.append(shard["file"])
         if changed:
-            raise ValueError(f"{self.folder}: {', '.join(changed)} changed since it was written. Prepare it again")
+            raise ValueError(
+                f"{self.folder}: {', '.join(changed)} changed since it was written. Prepare it again"
+            )
 
     def _problems(self) -> Iterator[str]:
         yield from self._array_problems("mean.npy", (self.size, self.size, 3))
@@ -175,19 +193,22 @@ def _blocks_read() -> int:
 
 
 def _join(pieces: list[np.ndarray], out: np.ndarray) -> None:
-    """np.concatenate in one call without the GIL, for which threads that copy picture by picture would queue."""
+    """np.concatenate in one call without the GIL, for which threads that copy image by image would queue."""
     import torch
 
     torch.cat([torch.from_numpy(piece) for piece in pieces], out=torch.from_numpy(out).view(-1))
 
 
 def open_store(
-    folder: str | Path, make: Callable[[Path], None] | None = None, cache: str = CACHE, cache_gb: float = CACHE_GB
+    folder: str | Path,
+    make: Callable[[Path], None] | None = None,
+    cache: str = CACHE,
+    cache_gb: float = CACHE_GB,
 ) -> Store:
     """The store in `folder`, which `make` fills first if it is given; or at a URL, whose shards are fetched into
     `cache`, at most `cache_gb` of them. Raises what `Store`, `Remote` and `make` do."""
     if "://" in str(folder):
-        from alexnet.data.stream import Remote  # imports fsspec
+        from alexnet.data.store.shards import Remote  # imports fsspec
 
         remote = Remote(str(folder), Path(cache), int(cache_gb * 1e9))
         return Store(remote.folder, remote)

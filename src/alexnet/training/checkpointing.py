@@ -22,7 +22,9 @@ class AtomicIO(TorchCheckpointIO):
     """A checkpoint appears under its name when all of it lies on the disk. Lightning's own is gathered in the folder
     for temporary files, and copied from there if that is another disk."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".unfinished")
@@ -33,7 +35,7 @@ class AtomicIO(TorchCheckpointIO):
         unfinished.replace(path)
 
 
-class ResumePoints(Checkpoint):
+class SaveLast(Checkpoint):
     """Writes last.ckpt after every epoch, every `minutes` within one, and at SIGTERM or SIGUSR1, which end the run; the
     one before stays as previous.ckpt. Under SLURM, SIGUSR1 (`sbatch --signal=USR1@120`) also queues the job again.
 
@@ -48,14 +50,22 @@ class ResumePoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.saved = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGUSR1):  # Lightning's handlers exit with code 0 and save nothing
+        for number in (
+            signal.SIGTERM,
+            signal.SIGUSR1,
+        ):  # Lightning's handlers exit with code 0 and save nothing
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         done = batch_idx + 1
         alone = trainer.world_size == 1
@@ -69,8 +79,12 @@ class ResumePoints(Checkpoint):
             self._save(trainer)
         self.ending = number
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        self._publish(trainer)  # only here, since the numbers of a step, and of an epoch, are logged after its end
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._publish(
+            trainer
+        )  # only here, since the numbers of a step, and of an epoch, are logged after its end
         if self.ending:
             self._end(trainer, self.ending)
 
@@ -94,9 +108,16 @@ class ResumePoints(Checkpoint):
 
     def _end(self, trainer: L.Trainer, number: int) -> None:
         if not trainer.is_global_zero:
-            sys.exit(0)  # Lightning would kill the first process, which still has work to do, for any other code
+            sys.exit(
+                0
+            )  # Lightning would kill the first process, which still has work to do, for any other code
         folder = self.file.parents[1]
-        log.info("%s after step %d: resume=%s goes on", signal.Signals(number).name, trainer.global_step, folder)
+        log.info(
+            "%s after step %d: resume=%s goes on",
+            signal.Signals(number).name,
+            trainer.global_step,
+            folder,
+        )
         if number == signal.SIGUSR1 and (job := os.environ.get("SLURM_JOB_ID")):
             subprocess.run(["scontrol", "requeue", job])
         sys.exit(128 + number)

@@ -19,17 +19,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from alexnet.data.colors import color_products, principal_components
-from alexnet.data.contact_sheet import contact_sheet
-from alexnet.data.store import FORMAT, SHARD, Store
+from alexnet.data.contact_sheet import draw_contact_sheet
+from alexnet.data.store.colors import color_products, principal_components
+from alexnet.data.store.reader import FORMAT, SHARD, Store
 
 log = logging.getLogger(__name__)
 REPORT = 10  # seconds between lines of the log
 
 
-class Picture(NamedTuple):
+class PreparedImage(NamedTuple):
     """`data` is what the shard holds and `pixels` (size, size, 3) uint8 what it shows; `problem`, if any, why it can't
     be stored."""
 
@@ -42,16 +49,16 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a store shall hold: `read(split, rows)` gives the pictures of those numbers, `counts` of them in each split.
+    """What a store shall hold: `read(split, rows)` gives the images of those numbers, `counts` of them in each split.
 
-    `made_of` tells one store from another; `made_with` is kept with it. Pictures with a problem are left out and listed
+    `made_of` tells one store from another; `made_with` is kept with it. Images with a problem are left out and listed
     in bad.tsv, but more than `max_bad` end the work.
     """
 
     size: int
     classes: list[str]
     counts: dict[str, int]
-    read: Callable[[str, range], Iterator[Picture]]
+    read: Callable[[str, range], Iterator[PreparedImage]]
     made_of: dict[str, Any]
     made_with: dict[str, Any] = field(default_factory=dict)
     encoding: str = "raw"
@@ -59,15 +66,17 @@ class Plan:
     names: list[str] | None = None  # of the classes, for people
 
     def shards(self) -> list[tuple[str, int]]:
-        return [(split, i) for split, count in self.counts.items() for i in range(-(-count // SHARD))]
+        return [
+            (split, i) for split, count in self.counts.items() for i in range(-(-count // SHARD))
+        ]
 
     def rows(self, split: str, shard: int) -> range:
         return range(shard * SHARD, min((shard + 1) * SHARD, self.counts[split]))
 
 
 class Record(NamedTuple):
-    """What is known of a written shard; `sizes` are the bytes of each picture, `total` and `products` sums over the
-    pictures of their pixels and of pixel · pixelᵀ, both exact."""
+    """What is known of a written shard; `sizes` are the bytes of each image, `total` and `products` sums over the
+    images of their pixels and of pixel · pixelᵀ, both exact."""
 
     labels: np.ndarray
     sizes: np.ndarray
@@ -80,24 +89,33 @@ class Record(NamedTuple):
 def write_store(folder: str | Path, plan: Plan) -> Store:
     """The store of `plan` in `folder`; nothing is done if it is there.
 
-    Raises ValueError if another store is there, too many pictures can't be stored, or a split has none; OSError with
+    Raises ValueError if another store is there, too many images can't be stored, or a split has none; OSError with
     one line if the disk is too small.
     """
     folder = Path(folder)
-    partial, parts = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".parts")
+    partial, parts = (
+        folder.with_name(folder.name + ".partial"),
+        folder.with_name(folder.name + ".parts"),
+    )
     if folder.exists():
         return _there(folder, plan, parts)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(folder.name + ".lock")
     with FileLock(lock):  # a run's other processes wait for the first, and find the store
-        store = _there(folder, plan, parts) if folder.exists() else _written(folder, plan, partial, parts)
+        store = (
+            _there(folder, plan, parts)
+            if folder.exists()
+            else _written(folder, plan, partial, parts)
+        )
         lock.unlink(missing_ok=True)
     return store
 
 
 def _written(folder: Path, plan: Plan, partial: Path, parts: Path) -> Store:
     if not all(plan.counts.get(split) for split in ("train", "val")):
-        raise ValueError(f"{folder} needs pictures to train on and to validate with; one of them has none")
+        raise ValueError(
+            f"{folder} needs images to train on and to validate with; one of them has none"
+        )
     _prepare_folders(plan, partial, parts)
     todo = [shard for shard in plan.shards() if not _record_file(parts, *shard).is_file()]
     for shard in todo:
@@ -117,7 +135,7 @@ def _written(folder: Path, plan: Plan, partial: Path, parts: Path) -> Store:
 
 
 def _check_bad(plan: Plan, parts: Path) -> list[str]:
-    """Lines "name<tab>reason" of the pictures that are left out. Raises ValueError if they are too many."""
+    """Lines "name<tab>reason" of the images that are left out. Raises ValueError if they are too many."""
     bad = [
         (split, shard, str(line))
         for split, shard in plan.shards()
@@ -126,9 +144,11 @@ def _check_bad(plan: Plan, parts: Path) -> list[str]:
     if len(bad) > plan.max_bad:
         for split, number, _ in bad:  # looked at again next time, since they may be mended
             _record_file(parts, split, number).unlink(missing_ok=True)
-        shown = "; ".join(line for *_, line in bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
+        shown = "; ".join(line for *_, line in bad[:5]) + (
+            f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        )
         raise ValueError(
-            f"{len(bad)} of {sum(plan.counts.values())} pictures can't be read: {shown}. Mend them, or "
+            f"{len(bad)} of {sum(plan.counts.values())} images can't be read: {shown}. Mend them, or "
             f"leave them out with max_bad={len(bad)}"
         )
     return [line for *_, line in bad]
@@ -157,32 +177,43 @@ def _prepare_folders(plan: Plan, partial: Path, parts: Path) -> None:
 
 
 def _check_space(folder: Path, plan: Plan, todo: list[tuple[str, int]]) -> None:
-    """Raises OSError if the disk can't hold what is still to be written: the pictures, and a record with a sum of them
+    """Raises OSError if the disk can't hold what is still to be written: the images, and a record with a sum of them
     for each shard."""
-    picture = 3 * plan.size**2
-    stored = picture if plan.encoding == "raw" else picture // 7
-    needed = sum(len(plan.rows(*shard)) * stored + 2 * picture for shard in todo)
+    image = 3 * plan.size**2
+    stored = image if plan.encoding == "raw" else image // 7
+    needed = sum(len(plan.rows(*shard)) * stored + 2 * image for shard in todo)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         sizes = f"{needed / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB"
-        raise OSError(errno.ENOSPC, f"folder={folder} still needs {sizes}: make room, or give a folder on another disk")
+        raise OSError(
+            errno.ENOSPC,
+            f"folder={folder} still needs {sizes}: make room, or give a folder on another disk",
+        )
 
 
 def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts: Path) -> None:
-    from alexnet.data.threads import lone_threads, usable_cores  # imports torch
+    from alexnet.data.threads import count_usable_cores, start_thread_pool  # imports torch
 
     total, left = len(plan.shards()), len(todo)
     if left < total:
         log.info("%d of %d shards were written before", total - left, total)
-    columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty())
+    columns = (
+        TextColumn("preparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )
+    bar = Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty()
+    )
     begun = last = time.monotonic()
-    pictures = sum(len(plan.rows(*shard)) for shard in todo)
+    images = sum(len(plan.rows(*shard)) for shard in todo)
     count = Count()
-    with bar, lone_threads(usable_cores(), "writer") as pool:
-        task = bar.add_task("", total=pictures, speed="")
+    with bar, start_thread_pool(count_usable_cores(), "writer") as pool:
+        task = bar.add_task("", total=images, speed="")
         running: set[Future[None]] = {
-            pool.submit(_write_shard, plan, split, shard, partial, parts, count) for split, shard in todo
+            pool.submit(_write_shard, plan, split, shard, partial, parts, count)
+            for split, shard in todo
         }
         try:
             while running:
@@ -190,27 +221,29 @@ def _write_shards(plan: Plan, todo: list[tuple[str, int]], partial: Path, parts:
                 for future in done:
                     future.result()
                 now = time.monotonic()
-                speed = count.pictures / (now - begun)
-                bar.update(task, completed=count.pictures, speed=f"{speed:,.0f} pictures/s")
+                speed = count.images / (now - begun)
+                bar.update(task, completed=count.images, speed=f"{speed:,.0f} images/s")
                 if bar.disable and now - last > REPORT and speed:
                     last = now
-                    eta = (pictures - count.pictures) / speed
-                    log.info("%d/%d pictures, %.0f/s, ETA %.0f s", count.pictures, pictures, speed, eta)
+                    eta = (images - count.images) / speed
+                    log.info("%d/%d images, %.0f/s, ETA %.0f s", count.images, images, speed, eta)
         except BaseException:
-            count.stopped = True  # the other threads end at their next picture
+            count.stopped = True  # the other threads end at their next image
             pool.shutdown(cancel_futures=True)
             raise
 
 
 @dataclass
 class Count:
-    """Pictures done by all threads; `+= 1` of several threads may lose one, which only the progress bar would see."""
+    """Images done by all threads; `+= 1` of several threads may lose one, which only the progress bar would see."""
 
-    pictures: int = 0
+    images: int = 0
     stopped: bool = False
 
 
-def _write_shard(plan: Plan, split: str, shard: int, partial: Path, parts: Path, count: Count) -> None:
+def _write_shard(
+    plan: Plan, split: str, shard: int, partial: Path, parts: Path, count: Count
+) -> None:
     labels: list[int] = []
     sizes: list[int] = []
     bad: list[str] = []
@@ -218,21 +251,23 @@ def _write_shard(plan: Plan, split: str, shard: int, partial: Path, parts: Path,
     products = np.zeros((3, 3))
     digest = xxhash.xxh3_128()
     with (partial / shard_name(split, shard)).open("wb") as file:
-        for picture in plan.read(split, plan.rows(split, shard)):
+        for image in plan.read(split, plan.rows(split, shard)):
             if count.stopped:
                 return
-            count.pictures += 1
-            if picture.pixels is None:
-                bad.append(f"{picture.name}\t{picture.problem}")
+            count.images += 1
+            if image.pixels is None:
+                bad.append(f"{image.name}\t{image.problem}")
                 continue
-            file.write(picture.data)
-            digest.update(picture.data)
-            labels.append(picture.label)
-            sizes.append(memoryview(picture.data).nbytes)
+            file.write(image.data)
+            digest.update(image.data)
+            labels.append(image.label)
+            sizes.append(memoryview(image.data).nbytes)
             if split == "train":
-                total += picture.pixels
-                products += color_products(picture.pixels)  # integers below 2^53: exact in any order
-    record = Record(*(np.array(x) for x in (labels, sizes, total, products, digest.hexdigest(), bad)))
+                total += image.pixels
+                products += color_products(image.pixels)  # integers below 2^53: exact in any order
+    record = Record(
+        *(np.array(x) for x in (labels, sizes, total, products, digest.hexdigest(), bad))
+    )
     unfinished = parts / f"{split}-{shard:05d}.tmp"
     with unfinished.open("wb") as file:
         np.savez(file, **record._asdict())
@@ -277,7 +312,7 @@ def _finish(plan: Plan, partial: Path, parts: Path) -> None:
         "made_with": plan.made_with,
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    contact_sheet(Store(partial)).save(partial / "contact-sheet.jpg", quality=90)
+    draw_contact_sheet(Store(partial)).save(partial / "contact-sheet.jpg", quality=90)
 
 
 class _Split:

@@ -1,4 +1,4 @@
-"""Lightning's model-parallel strategy, for groups that share pictures and for groups that do not."""
+"""Lightning's model-parallel strategy, for groups that share images and for groups that do not."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 
 class ModelParallel(ModelParallelStrategy):
-    """By default the devices of a tensor-parallel group see the same pictures."""
+    """By default the devices of a tensor-parallel group see the same images."""
 
-    every_rank_has_pictures_of_its_own = False
+    every_rank_has_images_of_its_own = False
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        if self.every_rank_has_pictures_of_its_own:
+        if self.every_rank_has_images_of_its_own:
             return {"num_replicas": self.world_size, "rank": self.global_rank}
         return super().distributed_sampler_kwargs

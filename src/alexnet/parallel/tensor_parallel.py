@@ -29,7 +29,9 @@ class Columns(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         for name, value in list(module.named_parameters(recurse=False)):
-            module.register_parameter(name, nn.Parameter(distribute_tensor(value, device_mesh, [Shard(0)])))
+            module.register_parameter(
+                name, nn.Parameter(distribute_tensor(value, device_mesh, [Shard(0)]))
+            )
         assert isinstance(module, nn.Conv2d)
         forward = partial(_convolve, module, device_mesh if self.gather else None)
         module.forward = forward  # type: ignore[method-assign]
@@ -40,8 +42,12 @@ def _convolve(conv: nn.Conv2d, mesh: DeviceMesh | None, x: Tensor) -> Tensor:
     """DTensor has no convolution over spread kernels (torch 2.15 silently gives wrong ones): it runs on local ones."""
     if mesh:
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # the largest message of all, and a norm gives float32
-        maps = DTensor.from_local(x, mesh, [Shard(1)], run_check=False).redistribute(placements=[Replicate()])
+            x = x.to(
+                torch.get_autocast_dtype(x.device.type)
+            )  # the largest message of all, and a norm gives float32
+        maps = DTensor.from_local(x, mesh, [Shard(1)], run_check=False).redistribute(
+            placements=[Replicate()]
+        )
         x = maps.to_local(grad_placements=[Partial()])
     weight, bias = (value.to_local() for value in (conv.weight, conv.bias))  # type: ignore[operator, union-attr]
     groups = x.shape[1] // weight.shape[1]
@@ -59,7 +65,7 @@ FIG_2 = {
     "fc7": ColwiseParallel(input_layouts=Shard(1)),
     "fc8": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
 }
-# Convolutions on each device's own pictures; the fully connected layers see the pictures of the whole group.
+# Convolutions on each device's own images; the fully connected layers see the images of the whole group.
 KRIZHEVSKY_2014 = {
     "fc6": ColwiseParallel(input_layouts=Shard(0)),
     "fc7": ColwiseParallel(input_layouts=Shard(1)),
@@ -67,7 +73,7 @@ KRIZHEVSKY_2014 = {
 }
 
 
-def split_towers(net: nn.Module, mesh: DeviceMesh) -> None:
+def parallelize_towers(net: nn.Module, mesh: DeviceMesh) -> None:
     """Spreads `net` over mesh["tensor_parallel"], and replicates that over mesh["data_parallel"]."""
     group = mesh["tensor_parallel"]
     _parallelize(net, group, FIG_2)
@@ -78,8 +84,8 @@ def split_towers(net: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(net, mesh=mesh["data_parallel"], reshard_after_forward=False)
 
 
-def split_hybrid(net: nn.Module, mesh: DeviceMesh) -> None:
-    """Spreads the fully connected layers over mesh["tensor_parallel"]; convolutions see each device's own pictures."""
+def parallelize_hybrid(net: nn.Module, mesh: DeviceMesh) -> None:
+    """Spreads the fully connected layers over mesh["tensor_parallel"]; convolutions see each device's own images."""
     group = mesh["tensor_parallel"]
     _parallelize(net, group, KRIZHEVSKY_2014)
     world = init_device_mesh(mesh.device_type, (dist.get_world_size(),), mesh_dim_names=("world",))
@@ -90,13 +96,15 @@ def split_hybrid(net: nn.Module, mesh: DeviceMesh) -> None:
             fully_shard(layer, mesh=mesh["data_parallel"], reshard_after_forward=False)
     # A group's fully connected layers would receive the sum of its devices' losses, its convolutions their own's.
     size = group.size()
-    net.get_submodule("fc8").register_forward_hook(lambda layer, inputs, out: _ScaledGradient.apply(out, 1 / size))
+    net.get_submodule("fc8").register_forward_hook(
+        lambda layer, inputs, out: _ScaledGradient.apply(out, 1 / size)
+    )
     net.get_submodule("fc6").register_forward_pre_hook(
         lambda layer, inputs: (_ScaledGradient.apply(inputs[0], float(size)),), prepend=True
     )
 
 
-def clip_norm(parameters: Iterable[nn.Parameter], limit: float) -> None:
+def clip_gradient_norm(parameters: Iterable[nn.Parameter], limit: float) -> None:
     """Scales the gradients down if their common norm is above `limit`, also those of several meshes, which torch's
     `clip_grad_norm_` does not take."""
     by_mesh: dict[DeviceMesh, list[Any]] = {}
@@ -110,7 +118,9 @@ def clip_norm(parameters: Iterable[nn.Parameter], limit: float) -> None:
 
 
 def _parallelize(net: nn.Module, group: DeviceMesh, plan: Mapping[str, ParallelStyle]) -> None:
-    parallelize_module(net, group, {name: style for name, style in plan.items() if hasattr(net, name)})
+    parallelize_module(
+        net, group, {name: style for name, style in plan.items() if hasattr(net, name)}
+    )
     for layer in net.modules():
         if isinstance(layer, Dropout):
             layer.part = group.get_local_rank()

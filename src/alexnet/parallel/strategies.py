@@ -29,10 +29,10 @@ class DataParallel:
         return DDPStrategy(timeout=self.timeout) if world_size > 1 or self.even_alone else "auto"
 
     def split(self, net: "nn.Module", mesh: "DeviceMesh") -> Any:
-        """Spreads `net` and gives the process group over which pictures are counted; None is all processes."""
+        """Spreads `net` and gives the process group over which images are counted; None is all processes."""
 
     def rows(self, keys: "Tensor", mesh: "DeviceMesh | None") -> "Tensor":
-        """The keys of the pictures that the fully connected layers see here."""
+        """The keys of the images that the fully connected layers see here."""
         return keys
 
 
@@ -59,9 +59,9 @@ class Towers(DataParallel):
         return _model_parallel(world_size, self.towers, self.timeout)
 
     def split(self, net: "nn.Module", mesh: "DeviceMesh") -> Any:
-        from alexnet.parallel.towers import split_towers
+        from alexnet.parallel.tensor_parallel import parallelize_towers
 
-        split_towers(net, mesh)
+        parallelize_towers(net, mesh)
         return mesh["data_parallel"].get_group()
 
 
@@ -73,18 +73,20 @@ class Hybrid(DataParallel):
 
     def check(self, net: "nn.Module", world_size: int, precision: str) -> None:
         if not hasattr(net, "fc6") or not getattr(net, "communicate", False):
-            raise ValueError("parallel=hybrid needs an AlexNet whose fully connected layers see all of the maps")
+            raise ValueError(
+                "parallel=hybrid needs an AlexNet whose fully connected layers see all of the maps"
+            )
         _check_group(net, self.group, world_size, precision, "hybrid")
 
     def strategy(self, world_size: int) -> Any:
         strategy = _model_parallel(world_size, self.group, self.timeout)
-        strategy.every_rank_has_pictures_of_its_own = True
+        strategy.every_rank_has_images_of_its_own = True
         return strategy
 
     def split(self, net: "nn.Module", mesh: "DeviceMesh") -> Any:
-        from alexnet.parallel.towers import split_hybrid
+        from alexnet.parallel.tensor_parallel import parallelize_hybrid
 
-        split_hybrid(net, mesh)
+        parallelize_hybrid(net, mesh)
 
     def rows(self, keys: "Tensor", mesh: "DeviceMesh | None") -> "Tensor":
         from torch.distributed import all_gather_into_tensor
@@ -119,17 +121,23 @@ class FullySharded(DataParallel):
 
 def _check_group(net: "nn.Module", group: int, world_size: int, precision: str, name: str) -> None:
     if world_size % group:
-        raise ValueError(f"parallel={name} needs devices in groups of {group}, but there are {world_size} in all")
+        raise ValueError(
+            f"parallel={name} needs devices in groups of {group}, but there are {world_size} in all"
+        )
     if precision == "16-mixed":
-        raise ValueError(f"parallel={name} can't run in 16-mixed, which has to scale gradients: take bf16-mixed")
+        raise ValueError(
+            f"parallel={name} can't run in 16-mixed, which has to scale gradients: take bf16-mixed"
+        )
     for layer in ("fc6", "fc7"):
         units = getattr(net, layer).out_features if hasattr(net, layer) else 0
         if units % group:
-            raise ValueError(f"parallel={name}: {layer} has {units} units, which do not divide by {group} devices")
+            raise ValueError(
+                f"parallel={name}: {layer} has {units} units, which do not divide by {group} devices"
+            )
 
 
 def _model_parallel(world_size: int, group: int, timeout: timedelta) -> Any:
-    from alexnet.parallel.strategy import ModelParallel
+    from alexnet.parallel.lightning_strategy import ModelParallel
 
     return ModelParallel(
         data_parallel_size=world_size // group,
