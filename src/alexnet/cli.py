@@ -8,14 +8,18 @@ anywhere below and printed here, once, for the whole command.
 import errno
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -25,11 +29,13 @@ from alexnet.errors import UserError, join_problems
 from alexnet.options import find_disabled_groups, find_problems
 from alexnet.run_folder import choose_run_folder
 
+log = logging.getLogger(__name__)
 CONF = Path(__file__).parents[2] / "conf"
-# What the user asked for. Hydra prints errors of its own on several lines, unless this variable is 1,
-# when it raises them. So `command` sets it around Hydra and puts it back for the task, whose child
-# processes must see the user's choice.
-SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# What the user asked for. Hydra prints its own errors on several lines unless this variable is 1;
+# then it raises them. So `command` sets it to 1 around Hydra, and takes it back for the task and
+# for child processes, which must see the user's choice.
+TRACEBACK_VARIABLE = "HYDRA_FULL_ERROR"
+SHOW_TRACEBACKS = os.environ.get(TRACEBACK_VARIABLE) == "1"
 # The state of the machine and not a bug: no space, quota exceeded, read-only, no permission, …
 ENVIRONMENT_ERRORS = {
     errno.ENOSPC,
@@ -54,15 +60,16 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
     def decorate(task: Task) -> Callable[[], None]:
         @wraps(task)
         def checked_task(config: DictConfig) -> Any:
-            restore_traceback_choice()
-            with one_line_errors():
+            if not SHOW_TRACEBACKS:
+                os.environ.pop(TRACEBACK_VARIABLE, None)
+            with one_line_errors(name), warnings_in_the_log():
                 check_options(config, name)
                 return task(config)
 
         def main() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"
+            os.environ[TRACEBACK_VARIABLE] = "1"
             register_resolvers()
-            with one_line_errors():
+            with one_line_errors(name):
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(
                     checked_task
                 )()
@@ -72,21 +79,36 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
     return decorate
 
 
-def restore_traceback_choice() -> None:
+def copy_environment() -> dict[str, str]:
+    """This process's environment as the user set it, for child processes."""
+    environment = dict(os.environ)
     if not SHOW_TRACEBACKS:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
+        environment.pop(TRACEBACK_VARIABLE, None)
+    return environment
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Prints what a user can fix as one line and exits with code 1; a bug keeps its traceback.
+def warnings_in_the_log() -> Iterator[None]:
+    """Warnings are lines of the log, without the path of the library that gave them."""
 
-    HYDRA_FULL_ERROR=1 shows every traceback.
+    def show(message: Warning | str, *place: Any) -> None:
+        log.warning("%s", message)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Prints what a user of the command `name` can fix as one line, and exits with code 1.
+
+    A bug shows its traceback; with HYDRA_FULL_ERROR=1 every error does.
     """
     try:
         yield
     except Exception as error:
-        message = _explain(error)
+        message = _explain(error, name)
         if message is None or SHOW_TRACEBACKS:
             raise
         print("error: " + " ".join(message.split()), file=sys.stderr)
@@ -94,20 +116,35 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def _explain(error: Exception) -> str | None:
+def _explain(error: Exception, name: str) -> str | None:
     """The message of an error that the user can fix; None for a bug."""
     cause: BaseException | None = error
     while cause is not None:  # Hydra wraps what is raised while it builds an object
         if isinstance(cause, UserError):
             return str(cause)
+        if isinstance(cause, OSError) and cause.errno in ENVIRONMENT_ERRORS:
+            place = cause.filename or "the disk"
+            return f"{place}: {cause.strerror}; choose another folder (hydra.run.dir=…)"
         cause = cause.__cause__
-    if isinstance(error, OSError) and error.errno in ENVIRONMENT_ERRORS:
-        return (
-            f"{error.strerror}: {error.filename or 'the disk'}; choose another folder or mend this"
-        )
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return str(error)
+        return _shorten_hydra_message(str(error), name)
     return None
+
+
+def _shorten_hydra_message(message: str, name: str) -> str:
+    """Without search paths; for an unknown option with the options that there are."""
+    unknown = re.match(r"Could not override '([\w./]+)'", message)
+    if unknown is None:
+        return message.split("Config search path")[0]
+    group, _, option = unknown[1].rpartition(".")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(name)
+    known = OmegaConf.select(config, group) if group else config
+    keys = [str(key) for key in known] if OmegaConf.is_dict(known) else []
+    names = sorted(key for key in keys if not key.startswith("_"))
+    similar = get_close_matches(option, names, n=1)
+    hint = f"did you mean {similar[0]}? " if similar else ""
+    return f"{unknown[0]}, there is no such option: {hint}{group or name} has {', '.join(names)}"
 
 
 def check_options(config: DictConfig, name: str) -> None:

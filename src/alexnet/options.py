@@ -1,8 +1,8 @@
 """Checks of all options before anything slow starts.
 
-The signature of what a group's YAML names in `_target_` is the group's schema: every value, typed or
-from a file, is checked against the annotation of its argument by pydantic. The options that belong to
-no group have the dataclasses below. Problems are collected, so that all are reported together.
+The signature of what a group's YAML names in `_target_` is the group's schema: pydantic checks
+every value, typed or from a file, against the annotation of its argument. The options that belong
+to no group have the dataclasses below. Problems are collected and reported together.
 """
 
 import json
@@ -13,7 +13,8 @@ from functools import cache
 from inspect import Parameter, signature
 from typing import Any, Literal, get_type_hints
 
-from hydra.utils import get_object
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
@@ -24,6 +25,8 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+
+from alexnet.errors import UserError
 
 # Importing one of these takes seconds, so their options are checked last.
 NEED_LIGHTNING = (
@@ -152,8 +155,8 @@ SCHEMAS: dict[str, type] = {
 def find_problems(config: DictConfig, command: str, lightning: bool) -> list[str]:
     """What is wrong with the options of a command; none if nothing is.
 
-    `lightning` says whether to check the options whose schema needs Lightning, which takes seconds to
-    import, or all the others.
+    `lightning` says whether to check the options whose schema needs Lightning, which takes seconds
+    to import, or all the others.
     """
     try:
         options = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
@@ -235,6 +238,16 @@ def _check_value(path: str, value: Any, annotation: Any) -> list[str]:
     except ValidationError as error:
         return [_describe(path, value, error)]
     return []
+
+
+def build_object(node: Any, *arguments: Any, **more: Any) -> Any:
+    """Builds what a group's `_target_` names; a UserError raised inside comes out as itself."""
+    try:
+        return instantiate(node, *arguments, **more)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
 
 
 def _describe(path: str, value: Any, error: ValidationError) -> str:

@@ -1,7 +1,13 @@
-"""Runs each job of a sweep in a process of its own.
+"""Runs each job of a sweep in a process of its own, one after the other.
 
-Lightning starts a run's other ranks by the command that started the first. Under `--multirun` in one process, that is
-the whole sweep: ranks then train other jobs than they should, or hang.
+Lightning starts a run's other ranks by the command that started the first. Under `--multirun` in
+one process that command is the whole sweep: the ranks would train other jobs than they should, or
+hang.
+
+A job with a result.json is skipped and one with a checkpoint is resumed, so the same command with
+the same hydra.sweep.dir completes an interrupted sweep. A failing job does not stop the others.
+
+The module must lie here: Hydra builds launchers only from packages below `hydra_plugins`.
 """
 
 import json
@@ -23,8 +29,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
+from alexnet.cli import copy_environment
+from alexnet.errors import UserError
+
 log = logging.getLogger(__name__)
-OF_THIS_PROCESS = (
+# Set by whoever started this process; a job must not take itself for one of its ranks.
+RANK_VARIABLES = (
     "LOCAL_RANK",
     "NODE_RANK",
     "WORLD_SIZE",
@@ -35,84 +45,92 @@ OF_THIS_PROCESS = (
 
 
 class ProcessLauncher(Launcher):
-    """One job after the other. A job with a result.json is done and is not run again, one with a checkpoint goes on; so
-    the same command with the same hydra.sweep.dir completes an interrupted sweep. A failing job does not stop the
-    others."""
+    """Hydra's launcher for `hydra/launcher=process`, the default."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.context, self.config = hydra_context, config
+        self.context = hydra_context
+        self.config = config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
+        """Runs the jobs, prints a table of their results and returns them to the sweeper."""
         if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
             raise HydraException(
-                "a sweep starts its processes by itself: leave torchrun out, or give SLURM --ntasks=1"
+                "a sweep starts its processes by itself: leave torchrun out, or give SLURM "
+                "--ntasks=1"
             )
-        before = signal.signal(signal.SIGTERM, _exit)
+        handler = signal.signal(signal.SIGTERM, _exit_on_signal)
         try:
-            jobs = [
-                self._job(list(overrides), initial_job_idx + i)
-                for i, overrides in enumerate(job_overrides)
-            ]
+            jobs = []
+            for number, overrides in enumerate(job_overrides, initial_job_idx):
+                jobs.append(self._run_job(list(overrides), number))
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, handler)
         if len(jobs) > 1:
-            _table(jobs)
+            print_results(jobs)
         return jobs
 
-    def _job(self, overrides: list[str], number: int) -> JobReturn:
-        cfg = self.context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(cfg):
-            cfg.hydra.job.id = cfg.hydra.job.num = number
-        folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
-        job = JobReturn(overrides=overrides, working_dir=str(folder), task_name=cfg.hydra.job.name)
-        if (there := _options(folder)) not in (None, overrides):
-            job.status = JobStatus.FAILED
-            job.return_value = ValueError(
-                f"{folder} holds another job ({' '.join(there)}): give another hydra.sweep.dir"
+    def _run_job(self, overrides: list[str], number: int) -> JobReturn:
+        config = self.context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = number
+            config.hydra.job.num = number
+        folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+        name = config.hydra.job.name
+        job = JobReturn(overrides=overrides, working_dir=str(folder), task_name=name)
+        job.status = JobStatus.FAILED
+        other = read_job_overrides(folder)
+        if other is not None and other != overrides:
+            message = (
+                f"{folder} holds another job ({' '.join(other)}): give another hydra.sweep.dir"
             )
-            log.error("%s", job._return_value)
+            job.return_value = UserError(message)
+            log.error("%s", message)
             return job
         if (folder / "result.json").is_file():
-            log.info("%s is done: %s", folder, " ".join(overrides))
+            log.info("%s is finished: %s", folder, " ".join(overrides))
         else:
             log.info("%s: %s", folder, " ".join(overrides))
-            code = _run(_command(overrides, folder))
-            if code:
-                job.status = JobStatus.FAILED
-                job.return_value = RuntimeError(f"the job in {folder} ended with exit code {code}")
+            code = run_process(build_command(overrides, folder))
+            if code != 0:
+                job.return_value = UserError(f"the job in {folder} failed with exit code {code}")
                 log.error("%s failed with exit code %d", folder, code)
                 return job
         job.status = JobStatus.COMPLETED
-        job.return_value = _result(folder).get("best_top1_error")
+        job.return_value = read_result(folder).get("best_top1_error")
         return job
 
 
-def _options(folder: Path) -> list[str] | None:
-    """Those of the job in `folder`; a job that went on names its folder alone."""
+def read_job_overrides(folder: Path) -> list[str] | None:
+    """The options of the job in `folder`; None if there is none, or if it was resumed.
+
+    The options of a resumed job name its folder alone.
+    """
     file = folder / ".hydra" / "overrides.yaml"
-    options = list(OmegaConf.load(file)) if file.is_file() else ["resume="]
-    return None if options[:1] and options[0].startswith("resume=") else options
+    if not file.is_file():
+        return None
+    overrides = [str(text) for text in OmegaConf.load(file)]
+    is_resumed = bool(overrides) and overrides[0].startswith("resume=")
+    return None if is_resumed else overrides
 
 
-def _command(overrides: list[str], folder: Path) -> list[str]:
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+def build_command(overrides: list[str], folder: Path) -> list[str]:
+    """Starts the job in `folder`, or resumes it if it has a checkpoint."""
+    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     if (folder / "checkpoints" / "last.ckpt").is_file():
-        return [sys.executable, sys.argv[0], f"resume='{quoted}'"]
-    return [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir='{quoted}'", "hydra.mode=RUN"]
+        return [sys.executable, sys.argv[0], f"resume='{escaped}'"]
+    return [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir='{escaped}'", "hydra.mode=RUN"]
 
 
-def _run(command: list[str]) -> int:
-    """Its exit code. The process ends with this one, by Ctrl-C and SIGTERM too."""
-    from alexnet.cli import SHOW_TRACEBACKS
-
-    env = {name: value for name, value in os.environ.items() if name not in OF_THIS_PROCESS}
-    if not SHOW_TRACEBACKS:
-        env.pop("HYDRA_FULL_ERROR", None)
-    process = subprocess.Popen(command, env=env)
+def run_process(command: list[str]) -> int:
+    """Its exit code. Ctrl-C and SIGTERM to this process end the job, too."""
+    environment = copy_environment()
+    for name in RANK_VARIABLES:
+        environment.pop(name, None)
+    process = subprocess.Popen(command, env=environment)
     try:
         return process.wait()
     except BaseException:
@@ -121,20 +139,26 @@ def _run(command: list[str]) -> int:
         raise
 
 
-def _exit(number: int, frame: FrameType | None) -> None:
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _result(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
+    """A job's result.json; empty if it has none."""
     file = folder / "result.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
 
 
-def _table(jobs: list[JobReturn]) -> None:
-    table = Table("job", "options", "best top-1 error", "top-5 error", "folder")
+def print_results(jobs: Sequence[JobReturn]) -> None:
+    """A table with a line for each job."""
+    table = Table("job", "options", "best top-1 error", "top-5 error")
     for number, job in enumerate(jobs):
-        result = _result(Path(str(job.working_dir)))
-        best, top5 = result.get("best_top1_error"), result.get("final", {}).get("val/top5_error")
-        shown = [f"{value:.2%}" if value is not None else "failed" for value in (best, top5)]
-        table.add_row(str(number), " ".join(job.overrides or []), *shown, str(job.working_dir))
+        result = read_result(Path(str(job.working_dir)))
+        errors = [result.get("best_top1_error"), result.get("final", {}).get("val/top5_error")]
+        cells = ["failed" if error is None else f"{error:.2%}" for error in errors]
+        table.add_row(str(number), " ".join(job.overrides or []), *cells)
     Console().print(table)
+    log.info("jobs in %s", Path(str(jobs[0].working_dir)).parent)

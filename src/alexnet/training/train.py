@@ -1,7 +1,8 @@
-"""One run, from its configuration to result.json."""
+"""One run, from its options to result.json."""
 
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -17,189 +18,300 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.distributed import DistError
 
 from alexnet.data.datamodule import StoreData
+from alexnet.data.store import Store, open_store
+from alexnet.errors import UserError
 from alexnet.nets.layers import compile_network
+from alexnet.options import build_object
 from alexnet.run_folder import find_checkpoint, flatten, write_config
-from alexnet.training.checkpointing import AtomicIO
-from alexnet.training.checkpoints import load_initial_weights, read_checkpoint
+from alexnet.training.checkpointing import (
+    AtomicCheckpointIO,
+    load_initial_weights,
+    read_checkpoint,
+)
 from alexnet.training.module import Classifier
-from alexnet.training.validate import checked
+from alexnet.training.validate import (
+    check_batches,
+    check_config,
+    check_data,
+    count_training_images,
+    resolve_config,
+)
 
 log = logging.getLogger(__name__)
-# Gloo's errors have no type of their own, and the second not even its name.
-GLOO = ("gloo", "Application timeout caused pair closure")
+# Gloo's errors have no type of their own, and the second does not even name it.
+GLOO_ERRORS = ("gloo", "Application timeout caused pair closure")
+LIGHTNING_NOISE = ("Tip", "TPU available", "Loading `train_dataloader`", "distributed_backend=")
+EXPECTED_WARNINGS = (
+    ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15
+    ".*sync_dist=True.*",  # torchmetrics has summed these values already
+    ".*exists and is not empty.*",  # the folder of a run that is resumed
+    ".*could not find the monitored key.*",  # of a run without validation
+)
 
 
 @dataclass
-class Run:
+class TrainingRun:
+    """All parts of a run."""
+
     folder: Path
     config: DictConfig
     trainer: L.Trainer
     module: Classifier
     data: StoreData
-    checkpoint: Path | None  # that the run goes on from
+    checkpoint: Path | None  # from which the run resumes
 
 
-def train(cfg: DictConfig) -> float:
-    """Trains as `cfg` says and gives the best top-1 validation error, for sweeps that optimize it."""
-    cfg = checked(cfg)
-    run = build(cfg)
-    write_start(run)
-    with lost_process(run.folder):
+def train(config: DictConfig) -> float:
+    """Trains as the options say; returns the best top-1 validation error, which sweeps minimize."""
+    config = resolve_config(config)
+    check_config(config)
+    store = prepare_data(config)
+    if config.model.num_classes is None:
+        config.model.num_classes = len(store.classes)
+    check_data(config, store)
+    quiet_lightning()
+    run = build_run(config)
+    write_run_facts(run)
+    log_summary(run)
+    with explain_lost_process(run.folder):
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint)
     return write_result(run)
 
 
-@contextmanager
-def lost_process(folder: Path) -> Iterator[None]:
-    """Raises ConnectionError with the remedy if another process of the run ended or is silent."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, DistError) and not any(text in str(error) for text in GLOO):
-            raise
-        raise ConnectionError(
-            f"another process of this run ended, or was silent for parallel.timeout: look into its output; "
-            f"resume={folder} goes on ({str(error).splitlines()[0]})"
-        ) from error
+def prepare_data(config: DictConfig) -> Store:
+    """Opens the store; if it is one that is rendered, checks the batches and renders it first."""
+    images = count_training_images(config)
+    if images is not None:
+        check_batches(config, images)
+    data = config.data
+    make = build_object(data.make) if data.make else None
+    return open_store(data.folder, make, data.cache, data.cache_gb)
 
 
-def build(cfg: DictConfig) -> Run:
-    """Everything that a run needs. Raises ValueError."""
-    quiet_lightning()
-    data: StoreData = instantiate(cfg.data)
-    L.seed_everything(cfg.seed, verbose=False)
-    net = instantiate(cfg.model)
-    if not cfg.resume and cfg.start.run:
-        load_initial_weights(net, find_checkpoint(cfg.start.run, "last"), cfg.start.layers)
-    net = net.to(memory_format=torch.channels_last)
-    if cfg.fused:
-        from alexnet.nets.fused import fuse  # Triton is not everywhere
-
-        fuse(net)
-    if cfg.compile:
-        compile_network(net)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    form = instantiate(cfg.parallel)
-    rules = instantiate(cfg.optimizer), instantiate(cfg.schedule)
-    module = Classifier(net, data.classes, *rules, form, cfg.seed, plain)
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
-    strategy = form.strategy(cfg.trainer.devices * cfg.trainer.num_nodes)
-    checkpoint = find_checkpoint(cfg.resume, "last") if cfg.resume else None
-    logger = instantiate(
-        cfg.logger, purge_step=read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+def build_run(config: DictConfig) -> TrainingRun:
+    """Builds every part of a run whose options have been checked."""
+    data: StoreData = build_object(config.data)
+    L.seed_everything(config.seed, verbose=False)
+    network = build_network(config)
+    parallel = build_object(config.parallel)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    module = Classifier(
+        net=network,
+        classes=data.classes,
+        optimizer=build_object(config.optimizer),
+        schedule=build_object(config.schedule),
+        parallel=parallel,
+        seed=config.seed,
+        config=plain,
     )
-    accelerator = cfg.trainer.accelerator
-    if accelerator == "auto":  # Lightning's would take an Apple GPU, which can't sum in float64
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    parts = {"strategy": strategy, "callbacks": callbacks, "logger": logger, "plugins": AtomicIO()}
-    trainer = instantiate(cfg.trainer, accelerator=accelerator, **parts)
-    if cfg.compile and trainer.strategy.root_device.type == "cuda":
+    checkpoint = find_checkpoint(config.resume, "last") if config.resume else None
+    world_size = config.trainer.devices * config.trainer.num_nodes
+    trainer = build_object(
+        config.trainer,
+        strategy=parallel.build_lightning_strategy(world_size),
+        callbacks=[build_object(callback) for callback in config.callbacks.values()],
+        logger=build_logger(config, checkpoint),
+        plugins=AtomicCheckpointIO(),
+    )
+    if config.compile and trainer.strategy.root_device.type == "cuda":
         data.augment.compile()
-    return Run(Path(HydraConfig.get().runtime.output_dir), cfg, trainer, module, data, checkpoint)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return TrainingRun(folder, config, trainer, module, data, checkpoint)
 
 
-NOISE = ("Tip", "TPU available", "Loading `train_dataloader`", "distributed_backend=")
+def build_network(config: DictConfig) -> nn.Module:
+    """The network with its initial weights, in channels-last memory; fused, compiled if asked."""
+    network: nn.Module = build_object(config.model)
+    if config.start.run and not config.resume:
+        checkpoint = find_checkpoint(config.start.run, "last")
+        load_initial_weights(network, checkpoint, config.start.layers)
+    network = network.to(memory_format=torch.channels_last)
+    if config.fused:
+        from alexnet.nets.fused import fuse_stages  # needs Triton, which is not everywhere
+
+        fuse_stages(network)
+    if config.compile:
+        compile_network(network)
+    return network
+
+
+def build_logger(config: DictConfig, checkpoint: Path | None) -> Any:
+    """The logger, which drops what an interrupted run logged after its checkpoint."""
+    if not config.get("logger"):
+        return None
+    purge_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    return build_object(config.logger, purge_step=purge_step)
 
 
 def quiet_lightning() -> None:
-    """Lightning's messages through Hydra's handlers once, without advertisements and others' deprecations."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 against torch 2.15
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has summed them
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a run that goes on
-    warnings.filterwarnings(
-        "ignore", message=".*could not find the monitored key.*"
-    )  # of one without validation
+    """Lightning's messages go through Hydra's handlers once, without advertisements."""
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(text in record.getMessage() for text in NOISE)
-    )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_showing)
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(text in message for text in LIGHTNING_NOISE)
+
+
+@contextmanager
+def explain_lost_process(folder: Path) -> Iterator[None]:
+    """Raises UserError that names the fix if another process of the run died or is silent."""
+    try:
+        yield
+    except RuntimeError as error:
+        is_gloo = any(text in str(error) for text in GLOO_ERRORS)
+        if not isinstance(error, DistError) and not is_gloo:
+            raise
+        raise UserError(
+            "another process of this run died, or was silent for parallel.timeout seconds: see its "
+            f"output; resume={folder} continues the run ({str(error).splitlines()[0]})"
+        ) from error
 
 
 @rank_zero_only
-def write_start(run: Run) -> None:
-    """config.yaml and run.json: what is needed to do this run again."""
+def write_run_facts(run: TrainingRun) -> None:
+    """config.yaml and run.json: what is needed to repeat the run."""
     write_config(run.config, run.folder)
-    device = run.trainer.strategy.root_device
     packages = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy")
     facts = {
         "command": sys.argv,
         "seed": run.config.seed,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
+        "git_commit": find_git_commit(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or "CPU",
+        "device": name_device(run.trainer.strategy.root_device),
         "devices": run.trainer.world_size,
-        "parameters": sum(p.numel() for p in run.module.net.parameters()),
+        "parameters": count_parameters(run.module.net),
     }
     (run.folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-    log.info(
-        "run folder %s, %d parameters, %d classes",
-        run.folder,
-        facts["parameters"],
-        len(run.module.classes),
-    )
 
 
-def git_commit() -> str | None:
+def name_device(device: torch.device) -> str:
+    """The GPU's name, or the processor's if the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or "CPU"
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def find_git_commit() -> str | None:
     """The checkout's commit, with "+" if files differ from it; None outside git."""
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     try:
-        commit = subprocess.check_output(
-            ["git", "rev-parse", "HEAD"], cwd=here, text=True, stderr=subprocess.DEVNULL
-        )
-        changed = subprocess.check_output(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, text=True
-        )
+        commit = _ask_git(folder, "rev-parse", "HEAD")
+        changes = _ask_git(folder, "status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.strip() + ("+" if changed else "")
+    return f"{commit}+" if changes else commit
 
 
-def write_result(run: Run) -> float:
-    """result.json, the HPARAMS tab and a last line. Gives the best top-1 error."""
-    metrics = {
-        k: float(v) for k, v in run.trainer.callback_metrics.items() if not k.startswith("speed/")
+def _ask_git(folder: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    answer = subprocess.check_output(command, cwd=folder, text=True, stderr=subprocess.DEVNULL)
+    return answer.strip()
+
+
+@rank_zero_only
+def log_summary(run: TrainingRun) -> None:
+    """The first lines of the log: what the run uses, in one place."""
+    config = run.config
+    splits = run.data.store.splits
+    device = name_device(run.trainer.strategy.root_device)
+    epoch_batches = len(splits["train"]) // config.data.batch_size
+    lines = {
+        "network": f"{_describe_network(config)}, {count_parameters(run.module.net):,} parameters, "
+        f"dropout {config.model.get('dropout', 0):g}",
+        "data": f"{config.data.folder}: {len(splits['train']):,} training and "
+        f"{len(splits['val']):,} validation images, {len(run.data.classes)} classes, "
+        f"crops of {config.augment.crop}",
+        "training": f"{config.trainer.max_epochs} epochs of {epoch_batches:,} batches, "
+        f"batch size {config.data.batch_size}, {_describe_schedule(config)}, seed {config.seed}",
+        "device": f"{run.trainer.world_size} × {device}, {torch.get_num_threads()} threads each, "
+        f"{config.trainer.precision}, parallel={_name_target(config.parallel)}",
+        "folder": os.path.relpath(run.folder),
     }
-    kept = [
-        c.best_model_score
-        for c in run.trainer.checkpoint_callbacks
-        if isinstance(c, ModelCheckpoint)
-    ]
-    best = float(kept[0]) if kept and kept[0] is not None else None
+    for name, text in lines.items():
+        log.info("%-9s %s", name, text)
+
+
+def _describe_network(config: DictConfig) -> str:
+    width = config.model.get("width", 1.0)
+    name = _name_target(config.model)
+    return name if width == 1 else f"{name} at {width:g} of its width"
+
+
+def _describe_schedule(config: DictConfig) -> str:
+    name = _name_target(config.schedule)
+    if "learning_rates" in config.schedule:
+        return f"learning rates by the schedule ({name})"
+    return f"learning rate {config.optimizer.lr:g} (schedule {name})"
+
+
+def _name_target(node: DictConfig) -> str:
+    return str(node._target_).rsplit(".", 1)[-1]
+
+
+def write_result(run: TrainingRun) -> float:
+    """result.json, the HPARAMS tab and a last line; returns the best top-1 error."""
+    trainer = run.trainer
+    metrics = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if not name.startswith("speed/")
+    }
+    best = find_best_error(trainer)
     result = {
         "best_top1_error": best,
         "final": metrics,
         "val_counts": run.module.val_counts,
-        "epochs": run.trainer.current_epoch,
-        "steps": run.trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
     }
-    if run.trainer.is_global_zero:
+    if trainer.is_global_zero:
         (run.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        if run.trainer.logger:
-            errors = {
-                f"hp/{k.removeprefix('val/')}": v
-                for k, v in metrics.items()
-                if k.startswith("val/")
-            }
-            run.trainer.logger.log_hyperparams(flatten(run.module.config), errors)
-            run.trainer.logger.finalize("success")
-        found = (
-            ""
-            if best is None
-            else f"best top-1 error {100 * best:.2f} % (validation, center crop); "
-        )
-        log.info("%sall in %s", found, run.folder)
-    return best if best is not None else float("nan")
+        log_hyperparameters(run, metrics)
+        if best is not None:
+            log.info("best top-1 error %.2f %% (validation, center crop)", 100 * best)
+        log.info("results in %s", os.path.relpath(run.folder))
+    return float("nan") if best is None else best
+
+
+def find_best_error(trainer: L.Trainer) -> float | None:
+    """The least value of what the best checkpoint monitors."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
+            return float(callback.best_model_score)
+    return None
+
+
+def log_hyperparameters(run: TrainingRun, metrics: dict[str, float]) -> None:
+    """Fills TensorBoard's HPARAMS tab with the options and the final errors."""
+    if not run.trainer.logger:
+        return
+    errors = {}
+    for name, value in metrics.items():
+        if name.startswith("val/"):
+            errors[name.replace("val/", "hp/")] = value
+    options = {}
+    for name, value in flatten(run.module.config).items():
+        if not name.rsplit(".", 1)[-1].startswith("_"):
+            options[name] = value if isinstance(value, int | float | str | bool) else str(value)
+    run.trainer.logger.log_hyperparams(options, errors)
+    run.trainer.logger.finalize("success")
