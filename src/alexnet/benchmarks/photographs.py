@@ -1,48 +1,57 @@
-"""Photograph-like files to measure on, made of a store's images."""
+"""Photograph-like JPEG files to measure on, each a mosaic of a store's images."""
 
 from pathlib import Path
 
 import numpy as np
+from omegaconf import DictConfig
 from PIL import Image
 
-from alexnet.data.store.reader import Store, open_store
+from alexnet.data.store import Store, open_store
 
 CLASSES = 4
+FULL_SIZE = (500, 375)  # width and height
+JPEG_QUALITY = 95
 
 
-def photographs(store: Store, count: int, folder: Path) -> Path:
-    """`count` JPEGs of 500 × 375, quality 95, in `folder`/train/<class>/ and a quarter as many in val/; each shows four
-    of the store's images side by side, enlarged. Made unless they are there."""
-    for split, number in (("train", count), ("val", count // 4)):
-        for i in range(number):
-            file = folder / split / f"class{i % CLASSES}" / f"{i:06d}.jpg"
+def prepare_photographs(config: DictConfig) -> Path:
+    """The folder of the photographs that a benchmark's configuration asks for."""
+    folder = Path("outputs/benchmark") / f"photographs{config.images}"
+    return write_photographs(open_store(config.folder), config.images, folder)
+
+
+def write_photographs(store: Store, count: int, folder: Path) -> Path:
+    """Writes `count` files <folder>/train/<class>/<number>.jpg, and a quarter as many in val.
+
+    Existing files are kept.
+    """
+    for split, images in (("train", count), ("val", count // 4)):
+        for number in range(images):
+            file = folder / split / f"class{number % CLASSES}" / f"{number:06d}.jpg"
             if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(_mosaic(store, i)).resize(
-                    (500, 375), Image.Resampling.BICUBIC
-                ).save(file, quality=95)
+                # Keyed by its number, so that an interrupted benchmark can be completed.
+                save_resized(Image.fromarray(draw_mosaic(store, seed=number)), FULL_SIZE, file)
     return folder
 
 
-def _mosaic(store: Store, seed: int) -> np.ndarray:
+def draw_mosaic(store: Store, seed: int) -> np.ndarray:
+    """Four random training images in a square."""
     split = store.splits["train"]
-    tiles = np.empty((4, store.size, store.size, 3), np.uint8)
-    split.read(np.random.default_rng(seed).integers(0, len(split), 4), tiles)
-    return np.block([[[tiles[0]], [tiles[1]]], [[tiles[2]], [tiles[3]]]])
+    chosen = np.random.default_rng(seed).integers(0, len(split), 4)
+    tiles = split.images(chosen)
+    top = np.concatenate(tiles[:2], axis=1)
+    bottom = np.concatenate(tiles[2:], axis=1)
+    return np.concatenate([top, bottom], axis=0)
 
 
-def squares(source: Path, folder: Path) -> Path:
-    """The photographs at 256 × 256, quality 95."""
-    for file in sorted(source.glob("*/*/*.jpg")):
-        target = folder / file.relative_to(source)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.open(file).resize((256, 256), Image.Resampling.BICUBIC).save(target, quality=95)
+def write_squares(photographs: Path, folder: Path) -> Path:
+    """Writes the photographs at 256 × 256 to another folder; keeps existing files."""
+    for photograph in sorted(photographs.glob("*/*/*.jpg")):
+        file = folder / photograph.relative_to(photographs)
+        if not file.exists():
+            save_resized(Image.open(photograph), (256, 256), file)
     return folder
 
 
-def made(cfg) -> Path:
-    """The photographs that a benchmark's configuration asks for."""
-    return photographs(
-        open_store(cfg.folder), cfg.images, Path("outputs/benchmark") / f"photographs{cfg.images}"
-    )
+def save_resized(image: Image.Image, size: tuple[int, int], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.resize(size, Image.Resampling.BICUBIC).save(file, quality=JPEG_QUALITY)
