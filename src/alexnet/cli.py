@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexnet.errors import UserError, join_problems
-from alexnet.options import find_disabled_groups, find_problems
+from alexnet.options import explain_missing_group, find_disabled_groups, find_problems
 from alexnet.run_folder import choose_run_folder
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ ENVIRONMENT_ERRORS = {
     errno.EPERM,
     errno.ENAMETOOLONG,
     errno.EMFILE,
+    errno.ENOTDIR,
 }
 Task = Callable[[DictConfig], Any]
 
@@ -126,6 +127,9 @@ def _explain(error: Exception, name: str) -> str | None:
             place = cause.filename or "the disk"
             return f"{place}: {cause.strerror}; choose another folder (hydra.run.dir=…)"
         cause = cause.__cause__
+    if "Config group override must be a string" in str(error):  # Hydra's, for model=null
+        disabled = [text.partition("=")[0] for text in sys.argv[1:] if text.endswith("=null")]
+        return join_problems([explain_missing_group(group) for group in disabled])
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _shorten_hydra_message(str(error), name)
     return None
@@ -150,9 +154,12 @@ def _shorten_hydra_message(message: str, name: str) -> str:
 def check_options(config: DictConfig, name: str) -> None:
     """Raises UserError that lists all options whose value can't be used."""
     hydra_config = HydraConfig.get()
-    problems = find_disabled_groups(config, dict(hydra_config.runtime.choices))
-    if not hydra_config.job_logging:
-        problems.append("hydra/job_logging=disabled leaves no log to report to: leave it out")
+    problems = []
+    if name == "train":
+        problems += find_disabled_groups(config, hydra_config.runtime.choices)
+    if "handlers" not in hydra_config.job_logging:
+        choice = hydra_config.runtime.choices["hydra/job_logging"]
+        problems.append(f"hydra/job_logging={choice} leaves no log to report to: leave it out")
     problems += find_problems(config, name, lightning=False)
     if problems:
         raise UserError(join_problems(problems))

@@ -7,15 +7,17 @@ to no group have the dataclasses below. Problems are collected and reported toge
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
+from importlib import import_module
 from inspect import Parameter, signature
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
+from annotated_types import Interval
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     ConfigDict,
@@ -35,7 +37,18 @@ NEED_LIGHTNING = (
     "alexnet.training.callbacks.",
     "alexnet.training.checkpointing.",
 )
-# null means that the data and the recipe decide; filled in before they are used.
+REQUIRED_GROUPS = (
+    "trainer",
+    "parallel",
+    "data",
+    "augment",
+    "optimizer",
+    "schedule",
+    "callbacks",
+    "logger",
+    "model",
+)
+# null means that the data or the recipe decides; filled in before they are used.
 FILLED_LATER = ("model.num_classes", "trainer.max_epochs")
 KINDS = {
     "float_type": "must be a number",
@@ -53,7 +66,6 @@ KINDS = {
     "none_required": "null",
     "missing": "is missing",
 }
-Device = Literal["auto", "cpu", "cuda"] | str
 
 
 @dataclass
@@ -113,7 +125,7 @@ class PrepareOptions:
     resize: Literal["bicubic", "area"]
     exif: bool
     encoding: Literal["raw", "jpeg"]
-    quality: PositiveInt
+    quality: Annotated[int, Interval(ge=1, le=100)]
     max_bad: NonNegativeInt
     verify: bool
 
@@ -199,45 +211,79 @@ def _list_targets(options: Any, path: str) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _check_node(path: str, node: dict[str, Any], target: str) -> list[str]:
-    annotations = _read_annotations(target)
+    if not _exists(target):
+        return [f"{path}._target_={target} does not exist: give the full name of a class"]
+    annotations, takes_others = _read_signature(target)
     problems = []
     for name, value in node.items():
-        is_option = not name.startswith("_") and name in annotations
         is_built = isinstance(value, dict) and "_target_" in value  # checked as a node of its own
-        if is_option and not is_built:
+        if name.startswith("_") or is_built:
+            continue
+        if name in annotations:
             problems += _check_value(f"{path}.{name}", value, annotations[name])
+        elif not takes_others:
+            known = ", ".join(annotations)
+            problems.append(f"{path}.{name} is not an option; {path} has {known}")
     return problems
 
 
+def _exists(target: str) -> bool:
+    """Whether a module has what is named; an error inside the module is raised."""
+    module, _, name = target.rpartition(".")
+    try:
+        return hasattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        return False
+
+
 @cache
-def _read_annotations(target: str) -> dict[str, Any]:
-    """The annotations of a function's or class's arguments, by name."""
-    built = get_object(target)
+def _read_signature(target: str) -> tuple[dict[str, Any], bool]:
+    """The annotations of a function's or class's arguments, and whether it takes any others."""
+    module, _, name = target.rpartition(".")
+    built = getattr(import_module(module), name)
     function: Callable[..., Any] = built.__init__ if isinstance(built, type) else built
-    hints = get_type_hints(function, include_extras=True)
-    named = {
-        name
-        for name, p in signature(function).parameters.items()
-        if p.kind != Parameter.VAR_KEYWORD
-    }
-    return {name: hint for name, hint in hints.items() if name in named}
+    parameters = dict(signature(function).parameters)
+    parameters.pop("self", None)
+    takes_others = any(each.kind == Parameter.VAR_KEYWORD for each in parameters.values())
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError:  # a library's annotation that exists for type checkers alone
+        hints = {}
+    return {name: hints.get(name, Any) for name in parameters}, takes_others
 
 
 def _check_value(path: str, value: Any, annotation: Any) -> list[str]:
     if value == "???" or (value is None and path in FILLED_LATER):
         return []  # reported as missing, or not known yet
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{path}={value} must be a finite number"]
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
         return []  # not an option but an object, such as a network
-    if isinstance(value, float) and not math.isfinite(value):
-        return [f"{path}={value} must be a finite number"]
     try:
-        # As JSON, in which a list may be a tuple but text is no number.
+        # As JSON, in which a list may be a tuple, while text is not a number.
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        return [_describe(path, value, error)]
+        return _describe(path, value, error)
     return []
+
+
+def _describe(path: str, value: Any, error: ValidationError) -> list[str]:
+    """`data.threads=0 must be greater than 0 or null`."""
+    reasons: list[str] = []
+    for problem in error.errors():
+        if problem["type"] == "needs_python_object":  # an object, which is not written in YAML
+            return []
+        reason = KINDS.get(problem["type"])
+        if reason is None:
+            reason = problem["msg"].replace("Input should be", "must be")
+        if reason not in reasons:
+            reasons.append(reason)
+    shown = "null" if value is None else str(value).replace("'", "")
+    return [f"{path}={shown} {' or '.join(reasons)}"]
 
 
 def build_object(node: Any, *arguments: Any, **more: Any) -> Any:
@@ -250,33 +296,19 @@ def build_object(node: Any, *arguments: Any, **more: Any) -> Any:
         raise
 
 
-def _describe(path: str, value: Any, error: ValidationError) -> str:
-    """`data.threads=0 must be greater than 0 or null`."""
-    reasons = []
-    for problem in error.errors():
-        text = KINDS.get(problem["type"], problem["msg"].replace("Input should be", "must be"))
-        places = [str(place) for place in problem["loc"] if isinstance(place, int)]
-        if places:
-            text = f"{text} (at place {'.'.join(places)})"
-        if text not in reasons:
-            reasons.append(text)
-    shown = "null" if value is None else value
-    return f"{path}={shown} {' or '.join(reasons)}"
+def explain_missing_group(group: str) -> str:
+    remedy = "logger=none trains without one" if group == "logger" else f"choose {group}=<name>"
+    return f"{group}=null leaves the run without its {group}; {remedy}"
 
 
-def find_disabled_groups(config: DictConfig, choices: dict[str, Any]) -> list[str]:
-    """Groups and callbacks that were set to null or deleted, and how to do what was meant."""
+def find_disabled_groups(config: DictConfig, choices: Mapping[str, Any]) -> list[str]:
+    """Groups of train.py and callbacks that were set to null or deleted, and what to do."""
     problems = []
-    for group, choice in choices.items():
-        if "/" in group or group in ("experiment", "sweep", "recipe"):
-            continue
-        node = config.get(group)
-        if choice is None or not isinstance(node, DictConfig | ListConfig):
-            remedy = "choose logger=none" if group == "logger" else f"choose one by {group}=<name>"
-            problems.append(f"{group}=null leaves a run without {group}: {remedy}")
+    for group in REQUIRED_GROUPS:
+        if choices.get(group) is None or (group in config and config[group] is None):
+            problems.append(explain_missing_group(group))
     for name, callback in (config.get("callbacks") or {}).items():
         if callback is None:
-            problems.append(
-                f"callbacks.{name}=null: to leave a callback out write '~callbacks.{name}'"
-            )
+            remedy = f"to leave the callback out write '~callbacks.{name}'"
+            problems.append(f"callbacks.{name}=null: {remedy}")
     return problems
