@@ -1,4 +1,4 @@
-"""The LightningDataModule: a store, the loaders over its splits, and the augmentation on the device."""
+"""The LightningDataModule: a store, loaders over its splits, and the augmentation on the device."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,24 +6,26 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from alexnet.data.augment import Augment
 from alexnet.data.loader import CPU, BatchSampler, Loader, RawBatch
-from alexnet.data.store.reader import CACHE, CACHE_GB, open_store
+from alexnet.data.store import CACHE, CACHE_GB, open_store
 from alexnet.data.threads import count_usable_cores
+from alexnet.errors import UserError
 
-THREADS = {"raw": 4, "jpeg": 16}  # enough for a GPU
-WINDOW = 32  # shards of a URL: 1.6 GB of 256² images
+THREADS = {"raw": 4, "jpeg": 16}  # enough to keep a GPU busy
+WINDOW = 32  # shards of a URL: 1.6 GB of 256 × 256 images
 
 
 class Batch(NamedTuple):
-    """What the net sees: images (n, 3, crop, crop) float32; labels and ids (n,) int64; weights (n,) float32."""
+    """A batch as the network sees it."""
 
-    images: Tensor
-    labels: Tensor
-    weights: Tensor
-    ids: Tensor
+    images: Tensor  # (n, 3, crop, crop) float32
+    labels: Tensor  # (n,) int64
+    weights: Tensor  # (n,) float32, 1, or 0 where a row is padding
+    ids: Tensor  # (n,) int64, the images' numbers in the split
 
 
 class StoreData(L.LightningDataModule):
@@ -31,101 +33,98 @@ class StoreData(L.LightningDataModule):
 
     Arguments:
         folder: the store, or the URL of one that fsspec knows: s3://…, gs://…, hf://….
-        make: fills the folder if it is empty; null expects that `prepare.py` did.
-        batch_size: images a step, of all devices together.
-        threads: that read ahead, per process; null: 4, or 16 for JPEG, as far as there are cores for each device.
-        augment: builds the `Augment` from the store's statistics.
+        make: fills the folder if it is empty; None if `prepare.py` has done that.
+        batch_size: images per step, of all devices together.
+        threads: prefetch threads per process; None: 4 (16 for JPEG), capped by available cores.
+        augment: builds the `Augment` from the store's statistics and the seed.
         seed: of the order and the augmentation.
-        window: shards (256 images each) that are shuffled together; null: the whole store, or 32 shards of a URL's.
-        cache: folder for a URL's shards; two windows of them are kept, that in use and the next.
-        cache_gb: what it may hold.
-    Raises FileNotFoundError or ValueError if the folder holds no whole store, ConnectionError if it can't be fetched.
+        window: shards (256 images each) that are shuffled together; None: all, or 32 for a URL.
+        cache: folder for a URL's shards.
+        cache_gb: its size. Two windows must fit: the current one and the next.
+
+    Raises UserError if there is no store, if it is damaged, or if it can't be downloaded.
     """
 
     def __init__(
         self,
         folder: str,
         make: Callable[[Path], None] | None,
-        batch_size: int,
-        threads: int | None,
+        batch_size: PositiveInt,
+        threads: PositiveInt | None,
         augment: Callable[..., Augment],
         seed: int,
-        window: int | None = None,
+        window: PositiveInt | None = None,
         cache: str = CACHE,
-        cache_gb: float = CACHE_GB,
+        cache_gb: PositiveFloat = CACHE_GB,
     ):
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size={batch_size} must be at least 1")
-        for name, count in (("threads", threads), ("window", window)):
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"data.{name}={count} must be null or a whole number from 1 on")
-        self.store = store = open_store(folder, make, cache, cache_gb)
-        self.window = window or (WINDOW if store.remote else None)
-        if (
-            store.remote
-            and self.window
-            and (needed := store.remote.largest(2 * self.window) / 1e9) > cache_gb
-        ):
-            raise ValueError(
-                f"data.cache_gb={cache_gb} holds no two windows of data.window={self.window} shards, {needed:.3f} GB: "
-                "give more, or a smaller window"
-            )
-        self.batch_size, self.given_threads, self.seed, self.classes = (
-            batch_size,
-            threads,
-            seed,
-            store.classes,
-        )
+        self.store = open_store(folder, make, cache, cache_gb)
+        self.classes = self.store.classes
+        self.batch_size = batch_size
+        self.chosen_threads = threads
+        self.seed = seed
+        self.window = window
+        if self.store.shards.limit is not None:
+            self.window = window or WINDOW
+            self._check_cache(self.window, cache_gb)
+        store = self.store
         self.augment = augment(store.mean, store.color_std, store.color_vectors, seed)
 
     @property
     def threads(self) -> int:
-        cores = count_usable_cores() // (self.trainer.num_devices if self.trainer else 1)
-        return self.given_threads or max(min(cores, THREADS[self.store.manifest["encoding"]]), 1)
+        """How many threads read, in each process."""
+        if self.chosen_threads is not None:
+            return self.chosen_threads
+        processes = self.trainer.num_devices if self.trainer else 1
+        cores = count_usable_cores() // processes
+        return max(1, min(cores, THREADS[self.store.manifest["encoding"]]))
 
-    def order(self, split: str, rank: int = 0, world_size: int = 1) -> BatchSampler:
-        shards, train = self.store.splits[split], split == "train"
+    def build_sampler(self, split: str, rank: int = 0, world_size: int = 1) -> BatchSampler:
+        images = self.store.splits[split]
         return BatchSampler(
-            len(shards),
-            self.batch_size,
-            self.seed,
-            rank,
-            world_size,
-            train,
-            self.window,
-            starts=shards.starts,
+            images=len(images),
+            batch_size=self.batch_size,
+            train=split == "train",
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            window=self.window,
+            starts=images.starts,
         )
 
-    def loader(self, split: str, device: torch.device = CPU) -> Loader:
-        """This rank's batches of `train` or `val`, as raw bytes."""
-        share = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {
-            "rank": 0,
-            "num_replicas": 1,
-        }
-        order = self.order(
-            split, share["rank"], share["num_replicas"]
-        )  # ranks that share a net's towers share batches
-        return Loader(self.store.splits[split], order, self.threads, device)
+    def build_loader(self, split: str, device: torch.device = CPU) -> Loader:
+        """For this rank's batches of a split."""
+        # None on a single device. Ranks that hold towers of the same network read the same batches.
+        ranks = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        if ranks is None:
+            sampler = self.build_sampler(split)
+        else:
+            sampler = self.build_sampler(split, ranks["rank"], ranks["num_replicas"])
+        return Loader(self.store.splits[split], sampler, self.threads, device)
 
     def train_dataloader(self) -> Loader:
         assert self.trainer is not None
-        return self.loader("train", self.trainer.strategy.root_device)
+        return self.build_loader("train", self.trainer.strategy.root_device)
 
     def val_dataloader(self) -> Loader:
         assert self.trainer is not None
-        return self.loader("val", self.trainer.strategy.root_device)
+        return self.build_loader("val", self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
-        """Bytes to what the net sees; runs on the device."""
+        """Turns bytes into what the network sees, on the device."""
         assert self.trainer is not None
         if self.trainer.training:
-            images = self.augment.train(batch.images, batch.ids, self.trainer.current_epoch)
+            epoch = self.trainer.current_epoch
+            images = self.augment.crop_randomly(batch.images, batch.ids, epoch)
         else:
-            images = self.augment.center(batch.images)
-        return Batch(
-            self.trainer.precision_plugin.convert_input(images),
-            batch.labels,
-            batch.weights,
-            batch.ids,
-        )
+            images = self.augment.crop_center(batch.images)
+        images = self.trainer.precision_plugin.convert_input(images)
+        return Batch(images, batch.labels, batch.weights, batch.ids)
+
+    def _check_cache(self, window: int, cache_gb: float) -> None:
+        needed = self.store.count_largest_bytes(2 * window) / 1e9
+        if needed > cache_gb:
+            raise UserError(
+                f"data.cache_gb={cache_gb} is too small for two windows of {window} shards "
+                f"({needed:.3f} GB): raise it or lower data.window"
+            )

@@ -1,26 +1,39 @@
-"""The colors of a set of images, for the noise of §4.1."""
+"""The principal components of images' RGB values, for the color noise of §4.1."""
+
+from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 256 * 12  # bytes: sums of 256 products of bytes stay below 2^24, where float32 is exact
+# Sums of 256 products of bytes stay below 2^24, up to which float32 counts exactly.
+SUMMED = 256
+SIDE_BY_SIDE = 4  # pixels that make one row of the matrix product, three times as fast as one
 
 
-def color_products(pixels: np.ndarray) -> np.ndarray:
-    """Σ pixel · pixelᵀ, (3, 3), exact. Four pixels side by side make a matrix product three times as fast as one."""
-    if pixels.size % BLOCK:
+class Components(NamedTuple):
+    """Of RGB values, 0-255."""
+
+    mean: np.ndarray  # (3,)
+    std: np.ndarray  # (3,) along each component
+    vectors: np.ndarray  # (3, 3), the components in columns
+
+
+def sum_color_products(pixels: np.ndarray) -> np.ndarray:
+    """Σ pixel · pixelᵀ over an image's pixels, (3, 3) float64, exact."""
+    columns = 3 * SIDE_BY_SIDE
+    if pixels.size % (SUMMED * columns):
         flat = pixels.reshape(-1, 3).astype(np.float64)
         return flat.T @ flat
-    blocks = pixels.reshape(-1, 256, 12).astype(np.float32)
+    blocks = pixels.reshape(-1, SUMMED, columns).astype(np.float32)
     products = (blocks.transpose(0, 2, 1) @ blocks).sum(0, dtype=np.float64)
-    return np.einsum("iaib->ab", products.reshape(4, 3, 4, 3))
+    # Of the products of four pixels with four, those of each pixel with itself count.
+    total: np.ndarray = np.einsum("iaib->ab", products.reshape(SIDE_BY_SIDE, 3, SIDE_BY_SIDE, 3))
+    return total
 
 
-def principal_components(
-    total: np.ndarray, products: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of the channels (3,), standard deviations along the principal components (3,), and these in columns (3, 3),
-    from the sum of `count` images and the sum of their `color_products`."""
-    pixels = count * total[..., 0].size
+def find_principal_components(total: np.ndarray, products: np.ndarray, images: int) -> Components:
+    """From the sum of the images, (size, size, 3), and that of their `sum_color_products`."""
+    pixels = images * total[..., 0].size
     mean = total.sum((0, 1)) / pixels
-    eigenvalues, vectors = np.linalg.eigh(products / pixels - np.outer(mean, mean))
-    return mean, np.sqrt(eigenvalues.clip(0)), vectors
+    covariance = products / pixels - np.outer(mean, mean)
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    return Components(mean, np.sqrt(eigenvalues.clip(0)), vectors)
