@@ -1,23 +1,29 @@
-"""What a store looks like: people look before they train."""
+"""What a store looks like, to be looked at before training from it."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alexnet.data.store.reader import Store
+from alexnet.data.store import Store
 
-SIDE, LINE, COLUMNS = 160, 16, 8  # pixels of a image and of its label
+COLUMNS = 8
+IMAGE_SIZE = 160  # pixels
+CAPTION_HEIGHT = 16
+CAPTION_LENGTH = 24  # characters
 
 
 def draw_contact_sheet(store: Store) -> Image.Image:
     """64 training images, drawn at random, with their classes."""
     split = store.splits["train"]
     rows = np.random.default_rng(0).permutation(len(split))[: COLUMNS**2]
-    images = np.empty((len(rows), store.size, store.size, 3), np.uint8)
-    split.read(rows, images)
-    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(rows) // COLUMNS) * (SIDE + LINE)), "white")
+    row_height = CAPTION_HEIGHT + IMAGE_SIZE
+    row_count = -(-len(rows) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * IMAGE_SIZE, row_count * row_height), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (image, row) in enumerate(zip(images, rows, strict=True)):
-        x, y = i % COLUMNS * SIDE, i // COLUMNS * (SIDE + LINE)
-        draw.text((x + 2, y + 2), store.names[split.labels[row]][:24], "black")
-        sheet.paste(Image.fromarray(image).resize((SIDE, SIDE)), (x, y + LINE))
+    for place, (row, pixels) in enumerate(zip(rows, split.images(rows), strict=True)):
+        x = place % COLUMNS * IMAGE_SIZE
+        y = place // COLUMNS * row_height
+        caption = store.names[split.labels[row]][:CAPTION_LENGTH]
+        draw.text((x + 2, y + 2), caption, "black")
+        image = Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE))
+        sheet.paste(image, (x, y + CAPTION_HEIGHT))
     return sheet

@@ -1,74 +1,106 @@
-"""A image's file to its square; separate_layers from the rest because torch takes seconds to import."""
+"""An image file to a square of pixels: decode it, resize its shorter side, crop the center (§2)."""
 
 import io
 from contextlib import suppress
+from typing import Literal
 
 import numpy as np
 import simplejpeg
-import torch
-from PIL import Image, ImageOps
-from torch.nn.functional import interpolate
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 179 million pixels
+# bicubic: antialiased, Pillow's pixels up to rounding; area: means, as cuda-convnet2 made them.
+Resize = Literal["bicubic", "area"]
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 179 million, the most that Pillow decodes
+MAX_ASPECT = 4  # of the longer side to the shorter one
 
 
-def decode(data: bytes | np.ndarray, size: int, resize: str, exif: bool) -> np.ndarray | str:
-    """(size, size, 3) uint8 of an encoded image or of (height, width, 3) pixels, or what is wrong with it.
+class UnreadableImageError(ValueError):
+    """Says in few words why an image can't be decoded."""
 
-    The shorter side comes to `size`, then the center square is kept (§2). resize `bicubic` is antialiased, Pillow's
-    pixels but for rounding; `area` averages when it shrinks and interpolates bicubically when it enlarges, as
-    cuda-convnet2 did. exif turns the image as its camera says, which ImageNet's labels do not expect.
+
+def decode(data: bytes | Pixels, size: int, resize: Resize, *, exif: bool) -> Pixels:
+    """(size, size, 3) pixels of an image file, or of the (height, width, 3) pixels of an image.
+
+    The shorter side is resized to `size`, then the center square is cropped (§2). `area` applies to
+    images that shrink; those that are enlarged are always bicubic. `exif` turns the image as its
+    camera says, which ImageNet's labels do not expect. Raises UnreadableImageError.
     """
-    try:
-        image = _pixels(data, exif)
-    except Exception as error:  # Pillow's decoders raise whatever their format's errors are
-        return " ".join(str(error).split()).split(", ", 2)[-1] or type(error).__name__
+    image = data if isinstance(data, np.ndarray) else _decode_file(data, exif)
     height, width, _ = image.shape
     shorter = min(height, width)
-    image = _center(
-        image, min(height, 4 * shorter), min(width, 4 * shorter)
-    )  # else a line would grow huge
-    if shorter != size:
-        image = _resized(image, size, "bicubic" if shorter < size else resize)
-    return np.ascontiguousarray(_center(image, size, size))
+    longest = MAX_ASPECT * shorter  # a longer side would become huge when a line is enlarged
+    image = _crop_center(image, min(height, longest), min(width, longest))
+    if shorter < size:
+        image = _resize_shorter_side(image, size, "bicubic")
+    elif shorter > size:
+        image = _resize_shorter_side(image, size, resize)
+    return np.ascontiguousarray(_crop_center(image, size, size))
 
 
-def _center(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+def _decode_file(data: bytes, exif: bool) -> Pixels:
+    """(height, width, 3) pixels.
+
+    Both decoders are libjpeg-turbo, but Pillow takes a third longer, so it decodes what simplejpeg
+    can't.
+    """
+    if not data:
+        raise UnreadableImageError("is empty")
+    try:
+        pixels = None if exif else _decode_jpeg(data)
+        return _decode_with_pillow(data, exif) if pixels is None else pixels
+    except UnidentifiedImageError as error:  # whose message has an address in memory
+        raise UnreadableImageError("is not an image of a known format") from error
+    except Exception as error:  # each of Pillow's formats raises errors of its own
+        reason = " ".join(str(error).split())
+        raise UnreadableImageError(reason or type(error).__name__) from error
+
+
+def _decode_jpeg(data: bytes) -> Pixels | None:
+    """None for what is not a plain JPEG in color."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    with suppress(ValueError):  # simplejpeg refuses what libjpeg only warns of
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        if colors == "YCbCr" and height * width < MAX_PIXELS:
+            pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+            return pixels
+    return None
+
+
+def _decode_with_pillow(data: bytes, exif: bool) -> Pixels:
+    with Image.open(io.BytesIO(data)) as image:  # refuses images above MAX_PIXELS by their header
+        if image.mode.startswith("I"):  # 16 bits
+            gray = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(gray[..., None], 3, axis=2)
+        upright = ImageOps.exif_transpose(image) if exif else image
+        return np.array(upright.convert("RGB"))
+
+
+def _crop_center(image: Pixels, height: int, width: int) -> Pixels:
+    top = round((image.shape[0] - height) / 2)
+    left = round((image.shape[1] - width) / 2)
     return image[top : top + height, left : left + width]
 
 
-def _resized(image: np.ndarray, size: int, mode: str) -> np.ndarray:
-    """In one call of torch, since threads queue for the interpreter's lock after each; as wide as torchvision makes it,
-    or, if `mode` is area, as make-data did."""
+def _resize_shorter_side(image: Pixels, size: int, resize: Resize) -> Pixels:
+    """By torch in one call, since threads queue for the interpreter's lock after each call.
+
+    The longer side is rounded as by torchvision, or, for `area`, as by cuda-convnet2's make-data.
+    """
+    import torch  # takes seconds, in which a wrong source has been reported
+    from torch.nn.functional import interpolate
+
     height, width, _ = image.shape
     shorter = min(height, width)
     batch = torch.from_numpy(image.reshape(1, height, width, 3).transpose(0, 3, 1, 2))
-    if mode == "area":
-        shape = [round(side * size / shorter) for side in (height, width)]
+    if resize == "area":
+        shape = (round(height * size / shorter), round(width * size / shorter))
         resized = interpolate(batch.float(), shape, mode="area").round().to(torch.uint8)
     else:
-        shape = [side * size // shorter for side in (height, width)]
+        shape = (height * size // shorter, width * size // shorter)
         resized = interpolate(batch, shape, mode="bicubic", antialias=True)
-    return resized.numpy()[0].transpose(1, 2, 0)
-
-
-def _pixels(data: bytes | np.ndarray, exif: bool) -> np.ndarray:
-    """(height, width, 3) uint8. simplejpeg decodes what it can, and Pillow the rest: both are libjpeg-turbo, but Pillow
-    takes a third longer."""
-    if isinstance(data, np.ndarray):
-        return data
-    if not data:
-        raise ValueError("is empty")
-    if data[:3] == b"\xff\xd8\xff" and not exif:
-        with suppress(ValueError):  # it refuses what libjpeg only warns of
-            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-            if colors == "YCbCr" and height * width < LARGEST:
-                return simplejpeg.decode_jpeg(data, "RGB")
-    with Image.open(
-        io.BytesIO(data)
-    ) as image:  # reads the header, and refuses more pixels than LARGEST
-        if image.mode.startswith("I"):  # 16 bits
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
-        upright = ImageOps.exif_transpose(image) if exif else image
-        return np.array(upright.convert("RGB"))
+    square: Pixels = resized.numpy()[0].transpose(1, 2, 0)
+    return square

@@ -1,138 +1,179 @@
-"""Any source to a store: decode, shorter side to `size`, center crop (§2)."""
+"""Makes a store of any source: decodes, resizes and crops each image once (§2)."""
 
 import logging
-import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import simplejpeg
 from omegaconf import DictConfig
 
-from alexnet.data.sources import Source, open_source
-from alexnet.data.sources.class_names import readable_names
-from alexnet.data.store.reader import Store
+from alexnet.data.decode import Resize, UnreadableImageError, decode
+from alexnet.data.sources import EncodedImage, Source, open_source
+from alexnet.data.sources.class_names import WORDNET_ID, find_class_names
+from alexnet.data.store import Store
 from alexnet.data.store.writer import Plan, PreparedImage, write_store
+from alexnet.errors import UserError
 
 log = logging.getLogger(__name__)
-ILSVRC = {"train": 1_281_167, "val": 50_000}
-CHOICES = {
-    "encoding": ("raw", "jpeg"),
-    "resize": ("bicubic", "area"),
-    "download": (None, "cifar10", "imagenette"),
-}
+ILSVRC_2012 = {"train": 1_281_167, "val": 50_000}
+Encoding = Literal["raw", "jpeg"]
 
 
-def prepare(cfg: DictConfig) -> None:
-    _check(cfg)
-    if cfg.download:
-        _download(cfg.download, cfg.source)
-    options = {
-        name: cfg[name] for name in ("size", "encoding", "quality", "resize", "exif", "max_bad")
-    }
-    store = prepare_store(cfg.source, cfg.folder, labels=cfg.labels, **options)
-    if cfg.verify:
+@dataclass(frozen=True)
+class Settings:
+    """How an image of the source becomes one of the store. `conf/prepare.yaml` explains them."""
+
+    size: int
+    encoding: Encoding
+    resize: Resize
+    exif: bool
+    quality: int
+
+    def describe(self) -> dict[str, object]:
+        """Those that make a difference; part of the `made_of` by which a store is recognized."""
+        settings = asdict(self)
+        if self.encoding == "raw":
+            del settings["quality"]
+        return settings
+
+
+def prepare(config: DictConfig) -> None:
+    """What `prepare.py` does."""
+    if config.download:
+        _download(config.download, Path(config.source))
+    store = prepare_store(
+        config.source,
+        config.folder,
+        config.size,
+        labels=config.labels,
+        encoding=config.encoding,
+        quality=config.quality,
+        resize=config.resize,
+        exif=config.exif,
+        max_bad=config.max_bad,
+    )
+    if config.verify:
         store.verify()
-        log.info("every shard has its hash")
-    _report(store)
+        log.info("the hash of every shard is right")
+    _log_summary(store)
 
 
 def prepare_store(
-    path: str,
-    folder: str,
+    path: str | Path,
+    folder: str | Path,
     size: int,
+    *,
     labels: str | None = None,
-    encoding: str = "raw",
+    encoding: Encoding = "raw",
     quality: int = 90,
-    resize: str = "bicubic",
+    resize: Resize = "bicubic",
     exif: bool = False,
     max_bad: int = 0,
 ) -> Store:
-    """The store of the source `path` in `folder`, made unless it is there. `conf/prepare.yaml` explains the options.
-    Raises what `open_source` and `write_store` do."""
+    """The store in `folder`, which is made of the source `path` unless it is there already.
+
+    Raises UserError if the source is not complete, if more than `max_bad` of its images can't be
+    read, or if `folder` holds another store.
+    """
     source = open_source(path, labels)
-    how = {"size": size, "encoding": encoding, "resize": resize, "exif": exif}
-    how |= {"quality": quality} if encoding == "jpeg" else {}
-    made_with = {name: version(name) for name in ("simplejpeg", "pillow", "torch")}
-    read = partial(_read, source, how)
-    made_of: dict[str, Any] = {"pictures": source.counts, "sha256": source.fingerprint, **how}
-    names = readable_names(source.classes, Path(path))
-    return write_store(
-        folder,
-        Plan(
-            size, source.classes, source.counts, read, made_of, made_with, encoding, max_bad, names
-        ),
+    settings = Settings(size, encoding, resize, exif, quality)
+    plan = Plan(
+        size=size,
+        classes=source.classes,
+        counts=source.counts,
+        read=partial(_read_images, source, settings),
+        # By these words existing stores are recognized.
+        made_of={
+            "pictures": source.counts,
+            "sha256": source.fingerprint,
+            **settings.describe(),
+        },
+        made_with={
+            "simplejpeg": version("simplejpeg"),
+            "pillow": version("pillow"),
+            "torch": version("torch"),
+        },
+        encoding=encoding,
+        max_bad=max_bad,
+        names=find_class_names(source.classes, Path(path)),
     )
+    return write_store(folder, plan)
 
 
-def _read(source: Source, how: dict[str, Any], split: str, rows: range) -> Iterator[PreparedImage]:
-    from alexnet.data.decode import decode  # imports torch, which takes seconds
-
-    for item in source.read(split, rows):
-        pixels = decode(item.data, how["size"], how["resize"], how["exif"])
-        if isinstance(pixels, str):
-            yield PreparedImage(b"", None, item.label, item.name, pixels)
-        else:
-            raw = how["encoding"] == "raw"
-            data = (
-                pixels.data
-                if raw
-                else simplejpeg.encode_jpeg(pixels, how["quality"], colorsubsampling="420")
-            )
-            yield PreparedImage(data, pixels, item.label, item.name)
+def _read_images(
+    source: Source, settings: Settings, split: str, rows: range
+) -> Iterator[PreparedImage]:
+    for image in source.read(split, rows):
+        yield _prepare_image(image, settings)
 
 
-def _check(cfg: DictConfig) -> None:
-    problems = [
-        f"{name}={cfg[name]} is not known; choose one of {', '.join(str(c or 'null') for c in choices)}"
-        for name, choices in CHOICES.items()
-        if cfg[name] not in choices
-    ]
-    problems += [f"size={cfg.size} must be at least 1 pixel"] if cfg.size < 1 else []
-    problems += [f"quality={cfg.quality} must lie in 1..100"] if not 1 <= cfg.quality <= 100 else []
-    if problems:
-        raise ValueError("; ".join(problems))
+def _prepare_image(image: EncodedImage, settings: Settings) -> PreparedImage:
+    try:
+        pixels = decode(image.data, settings.size, settings.resize, exif=settings.exif)
+    except UnreadableImageError as error:
+        return PreparedImage(b"", None, image.label, image.name, problem=str(error))
+    data: bytes | memoryview = pixels.data
+    if settings.encoding == "jpeg":
+        # The color planes have half the resolution, as in ImageNet's files.
+        data = simplejpeg.encode_jpeg(pixels, settings.quality, colorsubsampling="420")
+    return PreparedImage(data, pixels, image.label, image.name)
 
 
-def _download(name: str, folder: str) -> None:
-    """torchvision's set into `folder`, in the form in which `open_source` knows it."""
+def _download(name: str, folder: Path) -> None:
+    """Fetches a set by torchvision into `folder`, in a layout that `open_source` knows."""
+    from torchvision import datasets  # imports torch, which takes seconds
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if name == "cifar10":
+            datasets.CIFAR10(folder, download=True)
+        elif not (folder / "train").is_dir():
+            _download_imagenette(folder)
+    except (OSError, RuntimeError) as error:  # no connection, a wrong hash, a full disk
+        raise UserError(
+            f"download={name} into source={folder} failed: {error}; try again, or fetch it by hand"
+        ) from error
+
+
+def _download_imagenette(folder: Path) -> None:
+    """With the names of its classes, which are WordNet ids, in classes.tsv."""
     from torchvision import datasets
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if name == "cifar10":
-        datasets.CIFAR10(folder, download=True)
-    elif not (Path(folder) / "train").is_dir():
-        found = datasets.Imagenette(folder, download=True)
-        words = "".join(
-            f"{i}\t{', '.join(words)}\n"
-            for i, words in zip(found.wnids, found.classes, strict=True)
-        )
-        (Path(folder) / "classes.tsv").write_text(words)
-        for split in ("train", "val"):
-            shutil.move(Path(folder) / "imagenette2" / split, Path(folder) / split)
+    found = datasets.Imagenette(folder, download=True)
+    lines = [
+        f"{wordnet_id}\t{', '.join(words)}\n"
+        for wordnet_id, words in zip(found.wnids, found.classes, strict=True)
+    ]
+    (folder / "classes.tsv").write_text("".join(lines))
+    for split in ("train", "val"):
+        shutil.move(folder / "imagenette2" / split, folder / split)
 
 
-def _report(store: Store) -> None:
+def _log_summary(store: Store) -> None:
     counts = {name: len(split) for name, split in store.splits.items()}
     log.info(
         "%s: %s of %d×%d, %d classes",
         store.folder,
-        _named(counts),
+        _format_counts(counts),
         store.size,
         store.size,
         len(store.classes),
     )
-    if bad := (store.folder / "bad.tsv").read_text().splitlines():
+    bad = (store.folder / "bad.tsv").read_text().splitlines()
+    if bad:
         log.info("%d images were left out, see %s", len(bad), store.folder / "bad.tsv")
-    if len(store.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in store.classes):
-        if counts == ILSVRC:
-            log.info("this is ILSVRC-2012, whole")
+    if len(store.classes) == 1000 and all(map(WORDNET_ID.fullmatch, store.classes)):
+        if counts == ILSVRC_2012:
+            log.info("this is the complete ILSVRC-2012")
         else:
-            log.warning("ILSVRC-2012 has %s: this set is another, or not whole", _named(ILSVRC))
+            expected = _format_counts(ILSVRC_2012)
+            log.warning("this is not the complete ILSVRC-2012, which has %s", expected)
 
 
-def _named(counts: dict[str, int]) -> str:
+def _format_counts(counts: dict[str, int]) -> str:
     return " and ".join(f"{count:,} {name} images" for name, count in counts.items())

@@ -1,87 +1,130 @@
-"""The classes of a flat validation set, from any of the lists that people have."""
+"""The classes of a validation set without class folders, from any of the lists that people have."""
 
 import io
 import tarfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from alexnet.errors import UserError, join_problems
+
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+# A plain list, Caffe's, Kaggle's, Tiny ImageNet's, ILSVRC's.
 LISTS = ("val_labels.txt", "val.txt", "LOC_val_solution.csv", "val_annotations.txt", DEVKIT)
-TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
-def validation_labels(
-    names: list[str], classes: list[str], root: Path, half: Path, given: str | None
+def read_validation_labels(
+    names: Sequence[str], classes: Sequence[str], *, root: Path, place: Path, given: str | None
 ) -> list[int]:
     """The class number of each file name.
 
-    The list is `given`, or one of `LISTS` in the source or its validation folder: lines `name class`, separated by
-    blanks, tabs or commas, or lines `class` in the order of the sorted names; a class by name or number from 0. Or
-    ILSVRC's devkit. Raises ValueError or FileNotFoundError that names the list and what is wrong with it.
+    The list is `given`, or one of `LISTS` in the source `root` or its validation folder `place`.
+    Its lines are `name class`, separated by blanks, tabs or commas, or `class` in the order of the
+    sorted file names; a class is a name, or its number from 0. ILSVRC's devkit is such a list too.
+    Raises UserError that names the list and what is wrong with it.
     """
-    folders = [root, half] if half.is_dir() else [root]
-    found = (
-        Path(given)
-        if given
-        else next((f / n for n in LISTS for f in folders if (f / n).is_file()), None)
-    )
-    if found is None:
-        raise ValueError(
-            f"{half} holds images without classes: give labels=<file>, lines `name class`, or put one of "
-            f"{', '.join(LISTS)} into {root}"
-        )
-    if not found.is_file():
-        raise FileNotFoundError(f"labels={found} is no file")
-    rows = _devkit(found) if found.name.endswith(".tar.gz") else _rows(found.read_text())
+    file = _find_list(root, place, given)
+    rows = _read_devkit_rows(file) if file.name.endswith(".tar.gz") else _read_rows(file)
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(names):
-            raise ValueError(f"{found} has {len(rows)} lines for {len(names)} images of {half}")
-        by_name = dict(zip(sorted(names), (row[0] for row in rows), strict=True))
+            raise UserError(f"{file} has {len(rows)} lines for {len(names)} images of {place}")
+        listed = {name: row[0] for name, row in zip(sorted(names), rows, strict=True)}
     else:
-        by_name = {row[0]: row[1] for row in rows if len(row) > 1}
-        by_name |= {Path(name).stem: label for name, label in by_name.items()}
-    number = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes))}
-    labels = [by_name.get(name) or by_name.get(Path(name).stem) for name in names]
-    problems = [
-        f"{name} has no line" for name, label in zip(names, labels, strict=True) if label is None
-    ]
-    problems += [
-        f"class {label} is not in the training set"
-        for label in sorted({x for x in labels if x} - set(number))
-    ]
-    if problems:
-        raise ValueError(f"{found}: {'; '.join(problems[:3])} ({len(problems)} problems)")
-    return [number[str(label)] for label in labels]
+        listed = _index_rows(rows)
+    return _number_classes(names, classes, listed, file)
 
 
-def _rows(text: str) -> list[list[str]]:
-    """Fields of each line, without Kaggle's heading."""
-    rows = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
+def read_devkit_synsets(file: Path) -> np.ndarray:
+    """The rows of the devkit's meta.mat, with fields ILSVRC2012_ID, WNID, words and more."""
+    from scipy.io import loadmat  # takes 0.2 s to import, and few need it
+
+    content = io.BytesIO(_read_devkit_member(file, "meta.mat"))
+    return cast(np.ndarray, loadmat(content, squeeze_me=True)["synsets"])
+
+
+def _find_list(root: Path, place: Path, given: str | None) -> Path:
+    if given:
+        if not Path(given).is_file():
+            raise UserError(f"labels={given} is not a file")
+        return Path(given)
+    folders = [root, place] if place.is_dir() else [root]
+    for name in LISTS:
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder / name
+    raise UserError(
+        f"{place} holds images without classes: give labels=<file> with lines `name class`, "
+        f"or put one of {', '.join(LISTS)} into {root}"
+    )
+
+
+def _read_rows(file: Path) -> list[list[str]]:
+    """The fields of each line, without Kaggle's heading."""
+    lines = file.read_text(errors="replace").splitlines()
+    # Kaggle's and Tiny ImageNet's lines end with the boxes of objects, which are not used.
+    rows = [line.replace(",", " ").split() for line in lines if line.strip()]
     return rows[1:] if rows and rows[0][0] == "ImageId" else rows
 
 
-def _devkit(file: Path) -> list[list[str]]:
-    """One WordNet id for each image: the devkit's ground truth are numbers of its own, explained in meta.mat."""
-    wordnet = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in devkit_synsets(file)}
-    return [[wordnet[int(line)]] for line in _devkit_file(file, TRUTH).decode().split()]
+def _read_devkit_rows(file: Path) -> list[list[str]]:
+    """One WordNet id for each image: the ground truth has numbers, which meta.mat explains."""
+    synsets = read_devkit_synsets(file)
+    # ILSVRC's own numbers are not in the order of the WordNet ids.
+    wordnet = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    truth = _read_devkit_member(file, GROUND_TRUTH).decode()
+    return [[wordnet[int(number)]] for number in truth.split()]
 
 
-def devkit_synsets(file: Path) -> np.ndarray:
-    """The rows of the devkit's meta.mat: ILSVRC2012_ID, WNID, words, …. Raises ValueError without scipy."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise ValueError(
-            f"{file} needs scipy to be read: pip install scipy, or give labels=<file>"
-        ) from None
-    return loadmat(io.BytesIO(_devkit_file(file, "meta.mat")), squeeze_me=True)["synsets"]
-
-
-def _devkit_file(file: Path, name: str) -> bytes:
+def _read_devkit_member(file: Path, name: str) -> bytes:
     try:
         with tarfile.open(file) as tar:
-            members = {Path(m.name).name: m for m in tar if m.isfile()}
-            return tar.extractfile(members[name]).read()  # type: ignore[union-attr]
-    except (tarfile.TarError, KeyError, OSError, EOFError) as error:
-        raise ValueError(f"{file} is torn or not ILSVRC's devkit: {error}") from None
+            for member in tar:
+                if member.isfile() and Path(member.name).name == name:
+                    return _read_member(tar, member)
+    except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
+        raise UserError(f"{file} is corrupt or not ILSVRC's devkit: {error}") from error
+    raise UserError(f"{file} is not ILSVRC's devkit: it has no {name}")
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = tar.extractfile(member)
+    assert content is not None  # only folders and devices have none
+    return content.read()
+
+
+def _index_rows(rows: list[list[str]]) -> dict[str, str]:
+    """The class by file name, with and without its suffix: Kaggle's list has names without."""
+    listed: dict[str, str] = {}
+    for row in rows:
+        if len(row) > 1:
+            name, label = row[:2]
+            listed[name] = label
+            listed[Path(name).stem] = label
+    return listed
+
+
+def _number_classes(
+    names: Sequence[str], classes: Sequence[str], listed: dict[str, str], file: Path
+) -> list[int]:
+    numbers = {name: number for number, name in enumerate(classes)}
+    for number in range(len(classes)):
+        numbers[str(number)] = number  # Caffe's lists have numbers
+    labels: list[int] = []
+    problems: list[str] = []
+    unknown: set[str] = set()
+    for name in names:
+        label = listed.get(name) or listed.get(Path(name).stem)
+        if label is None:
+            problems.append(f"{name} has no line")
+        elif label not in numbers:
+            unknown.add(label)
+        else:
+            labels.append(numbers[label])
+    problems += [f"class {label} is not in the training set" for label in sorted(unknown)]
+    if problems:
+        raise UserError(f"{file}: {join_problems(problems)}")
+    return labels
