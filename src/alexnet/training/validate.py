@@ -260,7 +260,11 @@ def check_batches(config: DictConfig, images: int) -> None:
     world_size = config.trainer.devices * config.trainer.num_nodes
     shards = build_object(config.parallel).count_batch_shards(world_size)
     sampler = BatchSampler(
-        images, batch_size=batch_size, seed=config.seed, world_size=shards, train=True
+        images=images,
+        batch_size=batch_size,
+        seed=config.seed,
+        world_size=shards,
+        train=True,
     )
     shared_by = config.augment.shared_by
     if shards > 1 and (batch_size // shards) % shared_by:
