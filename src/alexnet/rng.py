@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key alone, so that every device, and a resumed run, draws the same.
+"""Random numbers that depend on a key alone: every device, and a resumed run, draws the same.
 
 A key is made of the seed, an epoch or step, and an image's id. A draw is a hash of a key and the
 number of the draw: there is no state to save or to keep in step between devices.
@@ -19,10 +19,10 @@ def make_keys(seed: int, moment: int, ids: Tensor) -> Tensor:
 
 
 def draw_uniform(keys: Tensor, first: int, count: int) -> Tensor:
-    """(n, count) float32 in [0, 1): for each key, the draws numbered `first` to `first + count`."""
+    """(n, count) float32 in [0, 1): for each key, `count` draws from the one numbered `first`."""
     numbers = torch.arange(first + 1, first + count + 1, device=keys.device)
-    columns = _mix(numbers * 0x9E3779B9)
-    return (_mix(keys[:, None] ^ columns) >> 8) * 2.0**-24
+    columns = _mix(numbers * 0x9E3779B9)  # 2^32 / golden ratio: spreads neighboring numbers
+    return (_mix(keys[:, None] ^ columns) >> 8) * 2.0**-24  # float32 has 24 bits
 
 
 def _mix(x: Integers) -> Integers:
