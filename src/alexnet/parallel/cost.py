@@ -1,121 +1,147 @@
-"""What each form of the paper's network sends, and what a step should take for it: `python -m alexnet.parallel.cost`.
+"""Predicted images/s of each strategy, for the paper's network: `python -m alexnet.parallel.cost`.
 
-Nothing is measured here but the counts, which tests/test_parallel.py compares with the collectives of a real step.
+The numbers that a device sends in a step follow from the network's sizes; tests/test_parallel.py
+compares them with the collectives of a real step. The times are predictions, not measurements: they
+assume that nothing is sent while something is computed.
 """
 
 import argparse
 from collections.abc import Callable
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-MAPS, FEATURES, UNITS, CLASSES = (
-    256 * 13 * 13,
-    256 * 6 * 6,
-    4096,
-    1000,
-)  # what conv3, fc6, fc7 and fc8 (units) see
-CONVS, PARAMETERS = 2_334_080, 60_965_224
-FCS = PARAMETERS - CONVS
+# Numbers for each image.
+MAPS = 256 * 13 * 13  # that conv3 sees
+FEATURES = 256 * 6 * 6  # that fc6 sees
+UNITS = 4096  # that fc7 and fc8 see
+CLASSES = 1000  # logits
 
-# Numbers that a device sends in a step: activations to its group, and weights and gradients in a ring of all devices
-# and in one of those that hold the same share.
-Sent = tuple[float, float, float]
+PARAMETERS = 60_965_224
+CONVOLUTION_PARAMETERS = 2_334_080
+LINEAR_PARAMETERS = PARAMETERS - CONVOLUTION_PARAMETERS
 
-
-def ddp(devices: int, batch: int, group: int) -> Sent:
-    """Gradients are summed: each number is sent twice but for the device's own share."""
-    return 0, 2 * (devices - 1) / devices * PARAMETERS, 0
+BYTES = 4  # of a float32
+GROUP_SIZE = 2
+DEVICE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def fsdp(devices: int, batch: int, group: int) -> Sent:
+class Traffic(NamedTuple):
+    """How many numbers a device sends in a step."""
+
+    activations: float = 0  # to the other devices of its group
+    parameters: float = 0  # weights and gradients, in a ring of all devices
+    shard_parameters: float = 0  # gradients, in a ring of the devices that hold the same shard
+
+
+class Cluster(NamedTuple):
+    """Devices, and the links within a machine and between machines."""
+
+    images_per_second: float  # that one device trains
+    devices_per_machine: int
+    bytes_inside: float  # that a device sends in a second within its machine
+    bytes_across: float  # that a machine sends in a second to others
+
+
+def count_ddp(devices: int, batch: int, group_size: int) -> Traffic:
+    """Gradients are summed in a ring: each is sent twice, except the device's own part."""
+    return Traffic(parameters=2 * _share_others(devices) * PARAMETERS)
+
+
+def count_fsdp(devices: int, batch: int, group_size: int) -> Traffic:
     """Weights are gathered before the forward and the backward pass, and gradients scattered."""
-    return 0, 3 * (devices - 1) / devices * PARAMETERS, 0
+    return Traffic(parameters=3 * _share_others(devices) * PARAMETERS)
 
 
-def towers(devices: int, batch: int, group: int) -> Sent:
-    """A group sees its devices' images together; gathers before conv3, fc6, fc7 and fc8 and of the logits, and all
-    but the last scatter gradients."""
-    groups = devices // group
-    seen = 2 * (MAPS + FEATURES + 2 * UNITS) + CLASSES
-    return batch * (group - 1) * seen, 0, 2 * (groups - 1) / groups * PARAMETERS / group
+def count_towers(devices: int, batch: int, group_size: int) -> Traffic:
+    """A group sees the images of its devices together.
+
+    It gathers the inputs of conv3, fc6, fc7 and fc8, whose gradients are scattered, and the logits.
+    """
+    numbers = 2 * (MAPS + FEATURES + 2 * UNITS) + CLASSES
+    groups = devices // group_size
+    return Traffic(
+        activations=batch * (group_size - 1) * numbers,
+        shard_parameters=2 * _share_others(groups) * PARAMETERS / group_size,
+    )
 
 
-def hybrid(devices: int, batch: int, group: int) -> Sent:
-    """The features of each device's images go to its group; convolutions are summed over all devices."""
-    groups = devices // group
-    seen = 2 * (FEATURES + 2 * UNITS) + 2 * CLASSES / group
-    convs, fcs = 2 * (devices - 1) / devices * CONVS, 2 * (groups - 1) / groups * FCS / group
-    return batch * (group - 1) * seen, convs, fcs
+def count_hybrid(devices: int, batch: int, group_size: int) -> Traffic:
+    """The features of each device's images go to its group; all devices sum the convolutions."""
+    numbers = 2 * (FEATURES + 2 * UNITS) + 2 * CLASSES / group_size
+    groups = devices // group_size
+    return Traffic(
+        activations=batch * (group_size - 1) * numbers,
+        parameters=2 * _share_others(devices) * CONVOLUTION_PARAMETERS,
+        shard_parameters=2 * _share_others(groups) * LINEAR_PARAMETERS / group_size,
+    )
 
 
-FORMS: dict[str, Callable[[int, int, int], Sent]] = {
-    "ddp": ddp,
-    "fsdp": fsdp,
-    "towers": towers,
-    "hybrid": hybrid,
+COUNTERS: dict[str, Callable[[int, int, int], Traffic]] = {
+    "ddp": count_ddp,
+    "fsdp": count_fsdp,
+    "towers": count_towers,
+    "hybrid": count_hybrid,
 }
 
 
-def step_seconds(
-    form: str,
-    devices: int,
-    batch: int,
-    speed: float,
-    machine: int,
-    inside: float,
-    across: float,
-    group: int = 2,
-) -> float:
-    """Of a step with `batch` images a device, if nothing is sent while something is computed.
-
-    speed: images a device trains in a second. machine: devices in one. inside: bytes/s that a device sends within its
-    machine; across: that a machine sends to others. Groups lie within machines. Numbers are float32.
-    """
+def predict_seconds(strategy: str, devices: int, batch: int, cluster: Cluster) -> float:
+    """Of a step with `batch` images on each device. Groups lie within machines."""
+    compute = batch / cluster.images_per_second
     if devices == 1:
-        return batch / speed
-    activations, common, share = (4 * count for count in FORMS[form](devices, batch, group))
-    machines = -(-devices // machine)
-    crossing = (
-        (common + group * share) / across if machines > 1 else 0.0
-    )  # a ring crosses each machine's link once
-    return batch / speed + activations / inside + max((common + share) / inside, crossing)
+        return compute
+    traffic = COUNTERS[strategy](devices, batch, GROUP_SIZE)
+    machines = -(-devices // cluster.devices_per_machine)
+    inside = BYTES * (traffic.parameters + traffic.shard_parameters) / cluster.bytes_inside
+    across = 0.0
+    if machines > 1:
+        # A ring crosses each machine's link once, and there is a ring for each shard.
+        crossing = traffic.parameters + GROUP_SIZE * traffic.shard_parameters
+        across = BYTES * crossing / cluster.bytes_across
+    activations = BYTES * traffic.activations / cluster.bytes_inside
+    return compute + activations + max(inside, across)
+
+
+def build_table(batch: int, cluster: Cluster) -> Table:
+    single = cluster.images_per_second
+    title = f"{batch} images a device, {single:,.0f} each/s"
+    table = Table("devices", "MB sent", *COUNTERS, title=title)
+    for devices in DEVICE_COUNTS:
+        if devices == 1:
+            table.add_row("1", "", *[f"{single:,.0f}"] * len(COUNTERS))
+            continue
+        megabytes = []
+        speeds = []
+        for strategy, count_traffic in COUNTERS.items():
+            megabytes.append(sum(count_traffic(devices, batch, GROUP_SIZE)) * BYTES / 1e6)
+            seconds = predict_seconds(strategy, devices, batch, cluster)
+            speeds.append(devices * batch / seconds)
+        cells = [f"{speed:,.0f} ({speed / single:.1f} ×)" for speed in speeds]
+        best = speeds.index(max(speeds))
+        cells[best] = f"[bold]{cells[best]}"
+        table.add_row(str(devices), " / ".join(f"{size:,.0f}" for size in megabytes), *cells)
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Predicted images/s of each form, and its gain over one device."
+        description="Predicted images/s of each strategy, and its gain over one device."
     )
-    parser.add_argument("--batch", type=int, default=128, help="images a device and step")
-    parser.add_argument("--speed", type=float, default=30_000, help="images/s of one device")
-    parser.add_argument("--machine", type=int, default=8, help="devices in a machine")
-    parser.add_argument(
-        "--inside", type=float, default=300, help="GB/s of a device within its machine"
-    )
-    parser.add_argument("--across", type=float, default=12.5, help="GB/s of a machine to others")
+    add = parser.add_argument
+    add("--batch", type=int, default=128, help="images a device and step")
+    add("--speed", type=float, default=30_000, help="images/s of one device")
+    add("--machine", type=int, default=8, help="devices in a machine")
+    add("--inside", type=float, default=300, help="GB/s of a device within its machine")
+    add("--across", type=float, default=12.5, help="GB/s of a machine to others")
     options = parser.parse_args()
-    table = Table(
-        "devices",
-        "MB sent",
-        *FORMS,
-        title=f"{options.batch} images a device, {options.speed:,.0f} each/s",
-    )
-    for devices in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
-        if devices == 1:
-            table.add_row("1", "", *[f"{options.speed:,.0f}"] * len(FORMS))
-            continue
-        sent = [sum(count(devices, options.batch, 2)) * 4e-6 for count in FORMS.values()]
-        speeds = []
-        for form in FORMS:
-            links = options.machine, options.inside * 1e9, options.across * 1e9
-            seconds = step_seconds(form, devices, options.batch, options.speed, *links)
-            speeds.append(devices * options.batch / seconds)
-        best = max(speeds)
-        shown = [
-            f"{'[bold]' if s == best else ''}{s:,.0f} ({s / options.speed:.1f} ×)" for s in speeds
-        ]
-        table.add_row(str(devices), " / ".join(f"{mb:,.0f}" for mb in sent), *shown)
-    Console(width=140).print(table)
+    cluster = Cluster(options.speed, options.machine, options.inside * 1e9, options.across * 1e9)
+    Console(width=140).print(build_table(options.batch, cluster))
+
+
+def _share_others(devices: int) -> float:
+    """The part of a ring's numbers that belongs to the other devices."""
+    return (devices - 1) / devices
 
 
 if __name__ == "__main__":
