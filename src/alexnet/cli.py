@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def copy_environment() -> dict[str, str]:
 def warnings_in_the_log() -> Iterator[None]:
     """Warnings are lines of the log, without the path of the library that gave them."""
 
-    def show(message: Warning | str, *place: Any) -> None:
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
         log.warning("%s", message)
 
     with warnings.catch_warnings():
@@ -160,6 +160,17 @@ def check_options(config: DictConfig, name: str) -> None:
     if "handlers" not in hydra_config.job_logging:
         choice = hydra_config.runtime.choices["hydra/job_logging"]
         problems.append(f"hydra/job_logging={choice} leaves no log to report to: leave it out")
-    problems += find_problems(config, name, lightning=False)
+    problems += find_problems(
+        config, name, lightning=False, compose_defaults=partial(compose_defaults, name)
+    )
     if problems:
         raise UserError(join_problems(problems))
+
+
+def compose_defaults(name: str) -> DictConfig:
+    """The options of a command with the typed choices of groups, but without typed values."""
+    hydra_config = HydraConfig.get()
+    choices = hydra_config.runtime.choices
+    typed = hydra_config.overrides.task
+    groups = [text for text in typed if text.partition("=")[0] in choices]
+    return compose(name, overrides=groups)

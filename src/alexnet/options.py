@@ -8,11 +8,12 @@ to no group have the dataclasses below. Problems are collected and reported toge
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_type_hints
 
 from annotated_types import Interval
 from hydra.errors import InstantiationException
@@ -63,8 +64,9 @@ KINDS = {
     "list_type": "must be a list",
     "tuple_type": "must be a list",
     "dict_type": "must be a mapping",
-    "none_required": "null",
-    "missing": "is missing",
+    "missing": "has too few values",
+    "too_short": "has too few values",
+    "too_long": "has too many values",
 }
 
 
@@ -164,31 +166,65 @@ SCHEMAS: dict[str, type] = {
 }
 
 
-def find_problems(config: DictConfig, command: str, lightning: bool) -> list[str]:
+class Problem(NamedTuple):
+    """An option with a wrong value."""
+
+    option: str
+    text: str
+
+
+def find_problems(
+    config: DictConfig,
+    command: str,
+    *,
+    lightning: bool,
+    compose_defaults: Callable[[], DictConfig] | None = None,
+) -> list[str]:
     """What is wrong with the options of a command; none if nothing is.
 
-    `lightning` says whether to check the options whose schema needs Lightning, which takes seconds
-    to import, or all the others.
+    Arguments:
+        lightning: whether to check the options whose schema needs Lightning, which takes seconds to
+            import, or all the others.
+        compose_defaults: gives the options without typed values, as examples of right ones.
     """
     try:
         options = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         return [" ".join(str(error).split())]
-    assert isinstance(options, dict)
-    problems: list[str] = []
+    options = cast(dict[str, Any], options)
+    problems: list[Problem] = []
     if not lightning:
-        missing = sorted(OmegaConf.missing_keys(config))
-        problems += [f"{key} is missing: give {key}=…" for key in missing]
+        for key in sorted(OmegaConf.missing_keys(config)):
+            problems.append(Problem(key, f"{key} is missing: give {key}=…"))
         problems += _check_root(options, SCHEMAS[command])
-    for path, node in _list_targets(options, ""):
+    checked: list[Any] = []
+    nodes = sorted(_list_targets(options, ""), key=lambda item: item[0].count("."))
+    for path, node in nodes:
         target = str(node["_target_"])
-        if target.startswith(NEED_LIGHTNING) == lightning:
+        if target.startswith(NEED_LIGHTNING) == lightning and node not in checked:
             problems += _check_node(path, node, target)
-    return problems
+            checked.append(node)  # data.augment is augment once more
+    if not problems or compose_defaults is None:
+        return [problem.text for problem in problems]
+    defaults = compose_defaults()
+    return [_add_default(problem, defaults) for problem in problems]
 
 
-def _check_root(options: dict[str, Any], schema: type, path: str = "") -> list[str]:
-    problems = []
+def _add_default(problem: Problem, defaults: DictConfig) -> str:
+    default = OmegaConf.select(defaults, problem.option)
+    if default is None:
+        return problem.text
+    shown = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
+    return f"{problem.text}; the default is {_show(shown)}"
+
+
+def _show(value: Any) -> str:
+    """A value as one types it."""
+    return json.dumps(value).replace('"', "")
+
+
+def _check_root(options: dict[str, Any], schema: type, path: str = "") -> list[Problem]:
+    problems: list[Problem] = []
     for name, annotation in get_type_hints(schema).items():
         if name not in options:
             continue
@@ -210,11 +246,12 @@ def _list_targets(options: Any, path: str) -> Iterator[tuple[str, dict[str, Any]
         yield from _list_targets(value, f"{path}.{key}" if path else str(key))
 
 
-def _check_node(path: str, node: dict[str, Any], target: str) -> list[str]:
+def _check_node(path: str, node: dict[str, Any], target: str) -> list[Problem]:
     if not _exists(target):
-        return [f"{path}._target_={target} does not exist: give the full name of a class"]
+        text = f"{path}._target_={target} does not exist: give the full name of a class"
+        return [Problem(path, text)]
     annotations, takes_others = _read_signature(target)
-    problems = []
+    problems: list[Problem] = []
     for name, value in node.items():
         is_built = isinstance(value, dict) and "_target_" in value  # checked as a node of its own
         if name.startswith("_") or is_built:
@@ -223,7 +260,8 @@ def _check_node(path: str, node: dict[str, Any], target: str) -> list[str]:
             problems += _check_value(f"{path}.{name}", value, annotations[name])
         elif not takes_others:
             known = ", ".join(annotations)
-            problems.append(f"{path}.{name} is not an option; {path} has {known}")
+            text = f"{path}.{name} is not an option; {path} has {known}"
+            problems.append(Problem(path, text))
     return problems
 
 
@@ -243,22 +281,21 @@ def _read_signature(target: str) -> tuple[dict[str, Any], bool]:
     """The annotations of a function's or class's arguments, and whether it takes any others."""
     module, _, name = target.rpartition(".")
     built = getattr(import_module(module), name)
-    function: Callable[..., Any] = built.__init__ if isinstance(built, type) else built
-    parameters = dict(signature(function).parameters)
-    parameters.pop("self", None)
+    parameters = signature(built).parameters
     takes_others = any(each.kind == Parameter.VAR_KEYWORD for each in parameters.values())
+    annotated = vars(built).get("__init__", built) if isinstance(built, type) else built
     try:
-        hints = get_type_hints(function, include_extras=True)
+        hints = get_type_hints(annotated, include_extras=True)
     except NameError:  # a library's annotation that exists for type checkers alone
         hints = {}
     return {name: hints.get(name, Any) for name in parameters}, takes_others
 
 
-def _check_value(path: str, value: Any, annotation: Any) -> list[str]:
+def _check_value(path: str, value: Any, annotation: Any) -> list[Problem]:
     if value == "???" or (value is None and path in FILLED_LATER):
         return []  # reported as missing, or not known yet
     if isinstance(value, float) and not math.isfinite(value):
-        return [f"{path}={value} must be a finite number"]
+        return [Problem(path, f"{path}={value} must be a finite number")]
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
@@ -267,11 +304,13 @@ def _check_value(path: str, value: Any, annotation: Any) -> list[str]:
         # As JSON, in which a list may be a tuple, while text is not a number.
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        return _describe(path, value, error)
+        return _describe(path, value, error, adapter)
     return []
 
 
-def _describe(path: str, value: Any, error: ValidationError) -> list[str]:
+def _describe(
+    path: str, value: Any, error: ValidationError, adapter: TypeAdapter[Any]
+) -> list[Problem]:
     """`data.threads=0 must be greater than 0 or null`."""
     reasons: list[str] = []
     for problem in error.errors():
@@ -282,8 +321,10 @@ def _describe(path: str, value: Any, error: ValidationError) -> list[str]:
             reason = problem["msg"].replace("Input should be", "must be")
         if reason not in reasons:
             reasons.append(reason)
-    shown = "null" if value is None else str(value).replace("'", "")
-    return [f"{path}={shown} {' or '.join(reasons)}"]
+    with suppress(ValidationError):
+        adapter.validate_json("null", strict=True)
+        reasons.append("null")
+    return [Problem(path, f"{path}={_show(value)} {' or '.join(reasons)}")]
 
 
 def build_object(node: Any, *arguments: Any, **more: Any) -> Any:

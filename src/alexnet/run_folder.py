@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from alexnet.errors import UserError
 
@@ -67,7 +65,7 @@ def read_config(folder: str | Path) -> DictConfig:
     try:
         config = OmegaConf.load(file)
         plain = OmegaConf.to_container(config)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except Exception as error:  # of YAML, of OmegaConf, of decoding the text
         raise UserError(f"{file} is corrupt: {error}") from error
     if not isinstance(config, DictConfig) or config.pop("run_format", 1) != FORMAT:
         raise UserError(f"{folder} was written by another version of this project{_commit(folder)}")
