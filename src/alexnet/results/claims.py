@@ -1,173 +1,313 @@
-"""The paper's claims as data. Which side of a claim a run is on is read from its configuration, never from its name."""
+"""The paper's claims as data: what the paper says, which command tests it, how findings are made.
+
+Which side of a comparison a run is on is read from its configuration, never from its name. To add a
+claim, add an entry to `CLAIMS`; its `find` is a `Comparison`, or a function of `findings.py`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from alexnet.results.runs import Run
+from alexnet.results import findings
+from alexnet.results.comparisons import (
+    Comparison,
+    count_epochs_to_converge,
+    count_epochs_to_goal,
+    read_train_error,
+)
+from alexnet.results.findings import Evidence, Finding
+from alexnet.results.runs import Options
 
-GOAL = 0.25  # training error of Fig. 1
-Side = Callable[[dict[str, Any]], str | None]
-Measure = Callable[[Run], float | None]
+SWEEP = "python train.py sweep=claims/"
+EVALUATE = "python evaluate.py run=<run>"
+REPORT = "python report.py"
+TWO_TOWERS = (96, 256, 384, 384)  # channels of conv1 to conv4
+ONE_TOWER = (48, 128, 192, 192)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
-    """`paper` and `recorded` are what the paper says and what the authors' logs hold; `figure` the paper's number in
-    the unit of ours. `side` names the side a run is on; all others are compared with `reference`. `better` is +1 where
-    the paper has a greater measure on the other side. `tuned` options take each side's best value."""
+    """A claim of the paper.
+
+    Arguments:
+        paper: what the paper says.
+        recorded: what the logs of the authors' 2012 code say.
+        paper_value: the paper's number in the unit of ours.
+    """
 
     number: str
     title: str
     paper: str
     recorded: str
     command: str
-    figure: float | None = None
-    side: Side | None = None
-    reference: str = ""
-    keys: tuple[str, ...] = ()
-    measure: Measure | None = None
-    ratio: bool = False
-    better: int = 1
-    tuned: tuple[str, ...] = ()
+    find: Callable[[Evidence], list[Finding]]
+    paper_value: float | None = None
 
 
-def error(run: Run) -> float | None:
-    return run.final("val/top1_error")
+def find_activation(options: Options) -> str | None:
+    """Fig. 1 is of the four-layer CIFAR-10 network without any regularization."""
+    is_four_layer = str(options["model._target_"]).endswith("CifarConv4")
+    if not is_four_layer or options["optimizer.weight_decay"]:
+        return None
+    return str(options["model.activation"])
 
 
-def train_error(run: Run) -> float | None:
-    return run.final("train/top1_error")
-
-
-def epochs_to_goal(run: Run) -> float | None:
-    """Epochs to a training error of `GOAL`, interpolated within the epoch; None if it was never reached."""
-    curve = run.curves.get("train/top1_error", [])
-    for i, value in enumerate(curve):
-        if value <= GOAL:
-            before = curve[i - 1] if i else 1.0
-            return i + (before - GOAL) / (before - value)
-    return None
-
-
-def epochs_to_converge(run: Run) -> float | None:
-    """Epochs until the validation error comes within a point of its least."""
-    curve = run.curves.get("val/top1_error", [])
-    return next((i + 1.0 for i, value in enumerate(curve) if value <= min(curve) + 0.01), None)
-
-
-def option(key: str, names: dict[Any, str]) -> Side:
-    """The side by the value of an option."""
-    return lambda options: names.get(options.get(key))
-
-
-def activation(options: dict[str, Any]) -> str | None:
-    four_layers = str(options["model._target_"]).endswith("CifarConv4")
-    return (
-        options["model.activation"]
-        if four_layers and not options["optimizer.weight_decay"]
-        else None
-    )
-
-
-def _towers(options: dict[str, Any]) -> str | None:
-    channels = options.get("model.channels", ())
-    if options.get("model.towers") == 2 and channels[:4] == (96, 256, 384, 384):
+def find_towers(options: Options) -> str | None:
+    channels = options.get("model.channels", ())[:4]
+    if options.get("model.towers") == 2 and channels == TWO_TOWERS:
         return "two towers"
-    return "one tower" if channels[:4] == (48, 128, 192, 192) else None
+    return "one tower" if channels == ONE_TOWER else None
 
 
-def _norm(options: dict[str, Any]) -> str | None:
-    if "model.norm" in options:
-        return "norm" if options["model.norm"] else "no norm"
-    stages = (*options.get("model.stage1", ()), *options.get("model.stage2", ()))
-    return ("norm" if "norm" in stages else "no norm") if stages else None
+def find_norm(options: Options) -> str | None:
+    if "model.norm" in options:  # CIFAR-10's networks
+        has_norm = bool(options["model.norm"])
+    else:
+        stages = (*options.get("model.stage1", ()), *options.get("model.stage2", ()))
+        if not stages:
+            return None
+        has_norm = "norm" in stages
+    return "norm" if has_norm else "no norm"
 
 
-def _crops(options: dict[str, Any]) -> str:
-    return "crops" if options["augment.random_crop"] and options["augment.mirror"] else "no crops"
+def find_pooling(options: Options) -> str | None:
+    sides = {(3, 2): "overlapping", (2, 2): "not overlapping"}  # by size and stride
+    return sides.get(options["model.pool"]) if "model.pool" in options else None
 
 
-def _layers(options: dict[str, Any]) -> str | None:
+def find_color_noise(options: Options) -> str:
+    return "noise" if options["augment.color_noise"] else "no noise"
+
+
+def find_crops(options: Options) -> str:
+    has_crops = options["augment.random_crop"] and options["augment.mirror"]
+    return "crops" if has_crops else "no crops"
+
+
+def find_dropout(options: Options) -> str | None:
+    sides = {0.5: "dropout", 0.0: "no dropout"}
+    return sides.get(options["model.dropout"]) if "model.dropout" in options else None
+
+
+def find_missing_layer(options: Options) -> str | None:
     if "model.without" not in options:
         return None
-    left_out = options["model.without"]
-    return (
-        "all layers"
-        if left_out is None
-        else f"without {'conv' if left_out < 6 else 'fc'}{left_out}"
-    )
+    number = options["model.without"]
+    if number is None:
+        return "all layers"
+    kind = "conv" if number < 6 else "fc"
+    return f"without {kind}{number}"
 
 
-def _pretrained(options: dict[str, Any]) -> str | None:
-    count = len(options.get("model.channels", ()))
-    return "CNN" if count == 5 else "CNN*" if count == 6 and options.get("start.run") else None
+def find_pretraining(options: Options) -> str | None:
+    convolutions = len(options.get("model.channels", ()))
+    if convolutions == 5:
+        return "CNN"
+    is_pretrained = convolutions == 6 and options.get("start.run")
+    return "CNN*" if is_pretrained else None
 
 
-SWEEP, EVALUATE = "python train.py sweep=claims/", "python evaluate.py run=<run>"
+def find_weight_decay(options: Options) -> str:
+    return "decay" if options["optimizer.weight_decay"] else "no decay"
+
+
+RELU_OR_TANH = Comparison(
+    find_side=find_activation,
+    reference="relu",
+    options=("model.activation", "trainer.max_epochs"),
+    tuned=("optimizer.lr",),
+    measure=count_epochs_to_goal,
+    ratio=True,
+)
+
 CLAIMS = [
-    Claim(
-        "C1", "ReLU learns several times faster than tanh (Fig. 1)", "6 × on CIFAR-10, to 25 % training error",
-        "no log", SWEEP + "relu_tanh", 6.0, activation, "relu", ("model.activation", "trainer.max_epochs"),
-        epochs_to_goal, True,
-        tuned=("optimizer.lr",),
+    Claim(  # §3.1
+        number="C1",
+        title="ReLU learns several times faster than tanh (Fig. 1)",
+        paper="6 × on CIFAR-10, to 25 % training error",
+        recorded="no log",
+        command=SWEEP + "relu_tanh",
+        find=RELU_OR_TANH,
+        paper_value=6.0,
     ),
-    Claim(
-        "C2", "Two towers against one with half of the kernels", "-1.7 top-1, -1.2 top-5", "-1.695, -1.230",
-        SWEEP + "one_gpu", 1.7, _towers, "two towers", ("model.towers", "model.channels"), error,
+    Claim(  # §3.2
+        number="C2",
+        title="Two towers against one with half of the kernels",
+        paper="-1.7 top-1, -1.2 top-5",
+        recorded="-1.695, -1.230",
+        command=SWEEP + "one_gpu",
+        find=Comparison(
+            find_side=find_towers,
+            reference="two towers",
+            options=("model.towers", "model.channels"),
+        ),
+        paper_value=1.7,
     ),
-    Claim(
-        "C3", "Response normalization", "-1.4, -1.2; CIFAR-10 13 % to 11 %", "-1.370, -1.152 (three norms)",
-        SWEEP + "lrn", 1.4, _norm, "norm", ("model.stage1", "model.stage2", "model.norm"), error,
+    Claim(  # §3.3
+        number="C3",
+        title="Response normalization",
+        paper="-1.4, -1.2; CIFAR-10 13 % to 11 %",
+        recorded="-1.370, -1.152 (three norms)",
+        command=SWEEP + "lrn",
+        find=Comparison(
+            find_side=find_norm,
+            reference="norm",
+            options=("model.stage1", "model.stage2", "model.norm"),
+        ),
+        paper_value=1.4,
     ),
-    Claim(
-        "C4", "Overlapping pooling", "-0.4, -0.3", "-0.394, -0.300", SWEEP + "pooling", 0.4,
-        option("model.pool", {(3, 2): "overlapping", (2, 2): "not overlapping"}), "overlapping",
-        ("model.pool", "model.paddings"), error,
+    Claim(  # §3.4
+        number="C4",
+        title="Overlapping pooling",
+        paper="-0.4, -0.3",
+        recorded="-0.394, -0.300",
+        command=SWEEP + "pooling",
+        find=Comparison(
+            find_side=find_pooling,
+            reference="overlapping",
+            options=("model.pool", "model.paddings"),
+        ),
+        paper_value=0.4,
     ),
-    Claim(
-        "C5", "Color noise", "more than -1 top-1", "no log", SWEEP + "color_noise", 1.0,
-        lambda options: "noise" if options["augment.color_noise"] else "no noise", "noise",
-        ("augment.color_noise",), error,
+    Claim(  # §4.1, the second form of data augmentation
+        number="C5",
+        title="Color noise",
+        paper="more than -1 top-1",
+        recorded="no log",
+        command=SWEEP + "color_noise",
+        find=Comparison(
+            find_side=find_color_noise, reference="noise", options=("augment.color_noise",)
+        ),
+        paper_value=1.0,
     ),
-    Claim(
-        "C6", "Without crops and mirror images it overfits", "substantially", "no log", SWEEP + "crops", None, _crops,
-        "crops", ("augment.random_crop", "augment.mirror"), error,
+    Claim(  # §4.1, the first form
+        number="C6",
+        title="Without crops and mirror images it overfits",
+        paper="substantially",
+        recorded="no log",
+        command=SWEEP + "crops",
+        find=Comparison(
+            find_side=find_crops,
+            reference="crops",
+            options=("augment.random_crop", "augment.mirror"),
+        ),
     ),
-    Claim(
-        "C7", "Without dropout it overfits", "substantially", "no log", SWEEP + "dropout", None,
-        option("model.dropout", {0.5: "dropout", 0.0: "no dropout"}), "dropout", ("model.dropout",), error,
+    Claim(  # §4.2
+        number="C7",
+        title="Without dropout it overfits",
+        paper="substantially",
+        recorded="no log",
+        command=SWEEP + "dropout",
+        find=Comparison(find_side=find_dropout, reference="dropout", options=("model.dropout",)),
     ),
-    Claim(
-        "C7", "Dropout doubles the iterations to converge", "2 ×", "no log", SWEEP + "dropout", 2.0,
-        option("model.dropout", {0.5: "dropout", 0.0: "no dropout"}), "no dropout", ("model.dropout",),
-        epochs_to_converge, True,
+    Claim(  # §4.2
+        number="C7",
+        title="Dropout doubles the iterations to converge",
+        paper="2 ×",
+        recorded="no log",
+        command=SWEEP + "dropout",
+        find=Comparison(
+            find_side=find_dropout,
+            reference="no dropout",
+            options=("model.dropout",),
+            measure=count_epochs_to_converge,
+            ratio=True,
+        ),
+        paper_value=2.0,
     ),
-    Claim(
-        "C8", "Any middle layer matters", "about +2 top-1", "no log", SWEEP + "layers", 2.0, _layers, "all layers",
-        ("model.without",), error,
+    Claim(  # §7
+        number="C8",
+        title="Any middle layer matters",
+        paper="about +2 top-1",
+        recorded="no log",
+        command=SWEEP + "layers",
+        find=Comparison(
+            find_side=find_missing_layer, reference="all layers", options=("model.without",)
+        ),
+        paper_value=2.0,
     ),
-    Claim("C9", "Ten views against the center", "-1.5, -1.3 (2010)", "-1.552, -1.297", EVALUATE, 1.5),
-    Claim(
-        "C10", "Averaging several nets", "5 nets: -2.6, -1.8 (2012)", "no log",
-        SWEEP + "ensemble5, python evaluate.py run=<sweep>/*", 2.6,
+    Claim(  # §4.1
+        number="C9",
+        title="Ten views against the center",
+        paper="-1.5, -1.3 (2010)",
+        recorded="-1.552, -1.297",
+        command=EVALUATE,
+        find=findings.compare_views,
+        paper_value=1.5,
     ),
-    Claim(
-        "C11", "CNN*: a sixth convolution, pre-trained on Fall 2011", "-1.7, -1.6 (2012)", "-1.674, -1.588",
-        "python train.py experiment=six_conv start.run=<run>", -1.7, _pretrained, "CNN",
-        ("model.channels", "start", "schedule", "optimizer.separate_layers", "augment.color_noise_off", "trainer.max_epochs"),
-        error, better=-1,
+    Claim(  # §6, Table 2
+        number="C10",
+        title="Averaging several nets",
+        paper="5 nets: -2.6, -1.8 (2012)",
+        recorded="no log",
+        command=SWEEP + "ensemble5, python evaluate.py run=<sweep>/*",
+        find=findings.compare_averages,
+        paper_value=2.6,
     ),
-    Claim(
-        "C12", "Fall 2009, 10,184 classes", "67.4 / 40.9 %", "no log",
-        "python train.py experiment=six_conv_2009 start.run=<run>",
+    Claim(  # §6, Table 2
+        number="C11",
+        title="CNN*: a sixth convolution, pre-trained on Fall 2011",
+        paper="-1.7, -1.6 (2012)",
+        recorded="-1.674, -1.588",
+        command="python train.py experiment=six_conv start.run=<run>",
+        find=Comparison(
+            find_side=find_pretraining,
+            reference="CNN",
+            # Pre-trained networks have a schedule of their own.
+            options=(
+                "model.channels",
+                "start",
+                "schedule",
+                "optimizer.separate_layers",
+                "augment.color_noise_off",
+                "trainer.max_epochs",
+            ),
+            better=-1,
+        ),
+        paper_value=-1.7,
     ),
-    Claim(
-        "C13", "Weight decay lowers the training error", "no figure", "no log", SWEEP + "weight_decay", None,
-        lambda options: "decay" if options["optimizer.weight_decay"] else "no decay", "decay",
-        ("optimizer.weight_decay",), train_error,
+    Claim(  # §6
+        number="C12",
+        title="Fall 2009, 10,184 classes",
+        paper="67.4 / 40.9 %",
+        recorded="no log",
+        command="python train.py experiment=six_conv_2009 start.run=<run>",
+        find=findings.report_fall_2009,
     ),
-    Claim("C14", "One tower's kernels are color-blind (Fig. 3)", "in every run", "-", "python report.py"),
-    Claim("C15", "Eight images and their likeliest classes (Fig. 4 left)", "image", "-", "python report.py"),
-    Claim("C16", "The nearest training images (Fig. 4 right)", "image", "-", EVALUATE + " what=neighbors"),
-]  # fmt: skip
+    Claim(  # §5
+        number="C13",
+        title="Weight decay lowers the training error",
+        paper="no figure",
+        recorded="no log",
+        command=SWEEP + "weight_decay",
+        find=Comparison(
+            find_side=find_weight_decay,
+            reference="decay",
+            options=("optimizer.weight_decay",),
+            measure=read_train_error,
+        ),
+    ),
+    Claim(  # §6.1
+        number="C14",
+        title="One tower's kernels are color-blind (Fig. 3)",
+        paper="in every run",
+        recorded="-",
+        command=REPORT,
+        find=findings.compare_tower_colors,
+    ),
+    Claim(  # §6.1
+        number="C15",
+        title="Eight images and their likeliest classes (Fig. 4 left)",
+        paper="image",
+        recorded="-",
+        command=REPORT,
+        find=findings.show_guesses,
+    ),
+    Claim(  # §6.1
+        number="C16",
+        title="The nearest training images (Fig. 4 right)",
+        paper="image",
+        recorded="-",
+        command=EVALUATE + " what=neighbors",
+        find=findings.show_neighbors,
+    ),
+]

@@ -1,219 +1,240 @@
-"""Errors of finished runs on their validation set, from the center crop and from ten views (§4.1), of each alone and of
-their averaged probabilities (Table 2)."""
+"""Errors of finished runs on their validation set, alone and averaged (§4.1, Table 2).
+
+A network predicts each image twice: from its center crop, and from ten views (five crops and their
+mirror images), whose softmax outputs are averaged. So are those of several runs.
+
+<run>/checkpoints/result.json      errors of this run by view, which report.py reads
+<run>/checkpoints/per-class.tsv    errors of each class from ten views
+<output folder>/result.json        errors of all runs and of their average
+<output folder>/per-class.tsv      errors of each class of the average
+"""
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from alexnet.data.augment import TEN_VIEWS, Augment
-from alexnet.data.datamodule import StoreData
+from alexnet.data.augment import Augment
+from alexnet.devices import choose_device
+from alexnet.errors import UserError
 from alexnet.results import scoring
-from alexnet.results.retrieval import neighbors
+from alexnet.results.finished import FinishedRun, check_same_data, load_run
+from alexnet.results.retrieval import write_neighbors
 from alexnet.results.runs import find_run_folders
-from alexnet.run_folder import find_checkpoint, read_config
-from alexnet.training.checkpoints import read_checkpoint, select_weights
+from alexnet.results.scoring import CENTER_CROP, TEN_VIEWS, VIEWS, Ensemble, ErrorRates, Evaluation
 
 log = logging.getLogger(__name__)
-VIEWS = ("center crop", "ten views")
+Probabilities = dict[str, Tensor]  # (images, classes) float32 by view
+Weights = list[float] | Literal["search"]  # of an average
 
 
-class Finished(NamedTuple):
-    """A run as it is evaluated."""
-
-    folder: Path
-    checkpoint: Path
-    config: DictConfig
-    net: nn.Module
-    data: StoreData
-
-
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Does what `cfg.what` says with the runs `cfg.run`, and gives what it wrote to result.json."""
-    folders = find_run_folders(cfg.run)
-    runs = [load(folder, cfg.checkpoint, cfg.batch_size) for folder in folders]
+def evaluate(config: DictConfig) -> Mapping[str, object]:
+    """Does what `config.what` says with the runs `config.run`, and returns what it wrote."""
+    runs = []
+    for folder in find_run_folders(config.run):
+        runs.append(load_run(folder, config.checkpoint, batch_size=config.batch_size))
     check_same_data(runs)
-    check_weights(cfg.weights, len(runs))
-    device = chosen_device(cfg.device)
-    if cfg.what == "neighbors":
-        return {str(run.folder): neighbors(run, cfg, device) for run in runs}
-    return _errors(cfg, runs, device)
+    weights = read_weights(config.weights, len(runs))
+    device = choose_device(config.device)
+    if config.what == "neighbors":
+        return {str(run.folder): write_neighbors(run, config, device) for run in runs}
+    return evaluate_errors(runs, config, weights, device)
 
 
-def load(folder: Path, checkpoint: str, batch_size: int | None = None) -> Finished:
-    """A run's network with its weights, and its data. Raises ValueError or FileNotFoundError."""
-    stored = read_config(folder)
-    file = find_checkpoint(folder, checkpoint)
-    if batch_size is not None:
-        stored.data.batch_size = batch_size
-    net: nn.Module = instantiate(stored.model)
-    net.load_state_dict(select_weights(net, read_checkpoint(file)))
-    return Finished(folder, file, stored, net.eval(), instantiate(stored.data))
-
-
-def check_weights(weights: Any, nets: int) -> None:
-    """Raises ValueError if they are no weights of an average."""
-    given = list(weights) if OmegaConf.is_list(weights) else []
-    fit = (
-        len(given) == nets
-        and all(isinstance(w, int | float) and w >= 0 for w in given)
-        and sum(given) > 0
-    )
-    if weights not in (None, "search") and not fit:
-        raise ValueError(
-            f"weights={weights} must be null, search or a number from 0 on for each of {nets} runs, not all of them 0"
+def read_weights(option: str | Sequence[float] | None, networks: int) -> Weights:
+    if option == "search":
+        return "search"
+    if option is None:
+        return [1.0] * networks
+    weights = [float(weight) for weight in option]
+    are_valid = all(0 <= weight < inf for weight in weights) and sum(weights) > 0
+    if len(weights) != networks or not are_valid:
+        raise UserError(
+            f"weights={option} must be null, search or a number from 0 on for each of "
+            f"{networks} runs, not all of them 0"
         )
+    return weights
 
 
-def chosen_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises ValueError if torch can't use the device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"device={name} can't be used, choose auto, cpu or cuda: {why}") from error
-
-
-def check_same_data(runs: list[Finished]) -> None:
-    """Raises ValueError if the runs were not validated on the same images."""
-    first = runs[0]
-    for other in runs[1:]:
-        alike = [
-            (
-                run.data.classes,
-                run.data.store.splits["val"].labels.tolist(),
-                run.data.store.manifest["made_of"],
-            )
-            for run in (first, other)
-        ]
-        if alike[0] != alike[1]:
-            raise ValueError(
-                f"run: {other.folder} was validated on other images than {first.folder}"
-            )
-
-
-def _errors(cfg: DictConfig, runs: list[Finished], device: torch.device) -> dict[str, Any]:
+def evaluate_errors(
+    runs: Sequence[FinishedRun], config: DictConfig, weights: Weights, device: torch.device
+) -> Evaluation:
+    """Prints the errors and writes them to the files that this module's first lines name."""
+    output = Path(HydraConfig.get().runtime.output_dir)
     labels = torch.from_numpy(runs[0].data.store.splits["val"].labels)
-    each = [probabilities(run.net.to(device), run.data, device) for run in runs]
-    found: dict[str, Any] = {
+    predicted = [predict_views(run, device) for run in runs]
+    evaluation: Evaluation = {
         "runs": [str(run.folder) for run in runs],
-        "checkpoint": cfg.checkpoint,
+        "checkpoint": config.checkpoint,
+        "each": [],
     }
-    rows = []
-    for run, views in zip(runs, each, strict=True):
-        alone = {
-            view: scoring.errors(values, labels, cfg.share_ties) for view, values in views.items()
-        }
-        alone["ten views"] |= scoring.gain(views["center crop"], views["ten views"], labels)
-        rows += [(str(run.folder), view, values) for view, values in alone.items()]
-        result = {"checkpoint": run.checkpoint.name, **alone}
-        _write(run.checkpoint.parent / "result.json", result)
-        _per_class(
-            run.checkpoint.parent / "per-class.tsv", views["ten views"], labels, run.data.classes
+    for run, probabilities in zip(runs, predicted, strict=True):
+        rates = measure_views(
+            probabilities,
+            labels,
+            gain_over=probabilities[CENTER_CROP],
+            share_ties=config.share_ties,
         )
-    found["each"] = [
-        {view: values for name, view, values in rows if name == str(run.folder)} for run in runs
-    ]
+        evaluation["each"].append(rates)
+        folder = run.checkpoint.parent
+        _write_json(folder / "result.json", {"checkpoint": run.checkpoint.name, **rates})
+        write_class_errors(folder, probabilities[TEN_VIEWS], labels, run.data.classes)
+    average_rates = None
     if len(runs) > 1:
-        found |= _ensemble(cfg, each, labels, runs[0].data.classes)
-        rows += [
-            (f"{len(runs)} nets averaged", view, values)
-            for view, values in found["average"].items()
-        ]
-    _write(_folder() / "result.json", found)
+        searched = weights == "search"
+        if weights == "search":
+            weights = _search_weights(predicted, labels)
+        average = average_views(predicted, weights)
+        average_rates = measure_views(
+            average,
+            labels,
+            gain_over=_select_best(predicted, labels),
+            share_ties=config.share_ties,
+        )
+        evaluation = Ensemble(
+            **evaluation, weights=weights, searched=searched, average=average_rates
+        )
+        write_class_errors(output, average[TEN_VIEWS], labels, runs[0].data.classes)
+    _write_json(output / "result.json", evaluation)
+    print_errors(evaluation["runs"], evaluation["each"], average_rates)
+    return evaluation
+
+
+@torch.inference_mode()
+def predict_views(run: FinishedRun, device: torch.device) -> Probabilities:
+    """The probabilities of the validation images, in the store's order.
+
+    Raises UserError if one is not finite.
+    """
+    net = run.net.to(device)
+    augment = run.data.augment
+    batches: dict[str, list[Tensor]] = {view: [] for view in VIEWS}
+    for batch in track(run.data.loader("val", device), "evaluating", transient=True):
+        images = batch.images.to(device)
+        center = net(augment.crop_center(images)).softmax(1)
+        batches[CENTER_CROP].append(center.cpu())
+        batches[TEN_VIEWS].append(predict_ten_views(net, augment, images).cpu())
+    count = len(run.data.store.splits["val"])  # the last batch is padded
+    predicted = {view: torch.cat(parts)[:count] for view, parts in batches.items()}
+    for probabilities in predicted.values():
+        if not torch.isfinite(probabilities).all():
+            raise UserError(
+                f"{run.checkpoint}: the network's outputs are not finite, its training diverged; "
+                "evaluate another checkpoint=…, or train again with a lower optimizer.lr"
+            )
+    return predicted
+
+
+def predict_ten_views(net: nn.Module, augment: Augment, images: Tensor) -> Tensor:
+    """(n, size, size, 3) uint8 to (n, classes) probabilities.
+
+    Softmax outputs are averaged, not logits (§4.1).
+    """
+    probabilities: Tensor = net(augment.crop_ten_views(images)).softmax(1)
+    return probabilities.view(len(images), -1, probabilities.shape[1]).mean(1)
+
+
+def measure_views(
+    probabilities: Probabilities, labels: Tensor, *, gain_over: Tensor, share_ties: bool
+) -> dict[str, ErrorRates]:
+    """The errors by view; those of ten views with their gain over other probabilities."""
+    rates = {}
+    for view, values in probabilities.items():
+        rates[view] = scoring.measure_errors(values, labels, share_ties=share_ties)
+    scoring.add_gain(rates[TEN_VIEWS], gain_over, probabilities[TEN_VIEWS], labels)
+    return rates
+
+
+def average_views(predicted: Sequence[Probabilities], weights: Sequence[float]) -> Probabilities:
+    """The average of several networks, view by view."""
+    average = {}
+    for view in VIEWS:
+        average[view] = scoring.average_networks([values[view] for values in predicted], weights)
+    return average
+
+
+def _search_weights(predicted: Sequence[Probabilities], labels: Tensor) -> list[float]:
+    weights = scoring.search_weights([values[TEN_VIEWS] for values in predicted], labels)
+    log.info("weights with the least top-5 error on this validation set itself: %s", weights)
+    return weights
+
+
+def _select_best(predicted: Sequence[Probabilities], labels: Tensor) -> Tensor:
+    """The ten-view probabilities of the network with the least top-1 error."""
+
+    def count_misses(probabilities: Tensor) -> float:
+        return float(scoring.mark_misses(probabilities, labels, 1).sum())
+
+    return min((values[TEN_VIEWS] for values in predicted), key=count_misses)
+
+
+def write_class_errors(
+    folder: Path, probabilities: Tensor, labels: Tensor, classes: Sequence[str]
+) -> None:
+    """Writes per-class.tsv: the classes by falling top-1 error, with 95 % intervals."""
+    counts = np.bincount(labels, minlength=len(classes))
+    missed = {}
+    for k in (1, 5):
+        misses = scoring.mark_misses(probabilities, labels, k)
+        missed[k] = np.bincount(labels, misses, minlength=len(classes))
+    rows = []
+    columns = (counts.tolist(), missed[1].tolist(), missed[5].tolist())
+    for name, images, top1, top5 in zip(classes, *columns, strict=True):
+        if images == 0:
+            continue
+        low, high = scoring.compute_wilson_interval(top1, images)
+        rates = f"{top1 / images:.4f}\t{low:.4f}\t{high:.4f}\t{top5 / images:.4f}"
+        rows.append((top1 / images, f"{name}\t{images}\t{rates}"))
+    rows.sort(reverse=True)
+    lines = ["class\timages\ttop-1\tlow\thigh\ttop-5", *(line for _, line in rows)]
+    (folder / "per-class.tsv").write_text("\n".join(lines) + "\n")
+
+
+def print_errors(
+    folders: Sequence[str],
+    each: Sequence[dict[str, ErrorRates]],
+    average: dict[str, ErrorRates] | None,
+) -> None:
+    """A table of at most 80 columns, in which runs are numbered; their folders are listed below."""
+    rows = {str(number): rates for number, rates in enumerate(each, 1)}
+    if average is not None:
+        rows["average"] = average
+    images = each[0][CENTER_CROP]["images"]
     table = Table(
         "run",
         "view",
         "top-1 error",
         "top-5 error",
         "loss",
-        title=f"{len(labels)} images, 95 % intervals",
+        title=f"{images:,} images, 95 % intervals",
     )
-    for name, view, values in rows:
-        table.add_row(name, view, _shown(values, 1), _shown(values, 5), f"{values['loss']:.4f}")
-    Console().print(table)
-    return found
+    for name, views in rows.items():
+        for view, rates in views.items():
+            top1 = _format_error(rates["top1_error"], rates["top1_interval"])
+            top5 = _format_error(rates["top5_error"], rates["top5_interval"])
+            table.add_row(name, view, top1, top5, f"{rates['loss']:.4f}")
+    console = Console()
+    console.print(table)
+    for number, folder in enumerate(folders, 1):
+        # Unwrapped, so that it can be copied.
+        console.print(f"run {number}: {folder}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _ensemble(
-    cfg: DictConfig, each: list[dict[str, Tensor]], labels: Tensor, classes: list[str]
-) -> dict[str, Any]:
-    weights = None if cfg.weights in (None, "search") else [float(weight) for weight in cfg.weights]
-    if cfg.weights == "search":
-        weights = scoring.searched_weights([views["ten views"] for views in each], labels)
-        log.info("weights found on the validation set's own top-5 error: %s", weights)
-    averaged = {view: scoring.average([views[view] for views in each], weights) for view in VIEWS}
-    _per_class(_folder() / "per-class.tsv", averaged["ten views"], labels, classes)
-    errors = {
-        view: scoring.errors(values, labels, cfg.share_ties) for view, values in averaged.items()
-    }
-    best = min(
-        (views["ten views"] for views in each),
-        key=lambda values: scoring.misses(values, labels, 1).sum(),
-    )
-    errors["ten views"] |= scoring.gain(best, averaged["ten views"], labels)
-    return {
-        "weights": weights or [1.0] * len(each),
-        "searched": cfg.weights == "search",
-        "average": errors,
-    }
+def _format_error(error: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{error:.2%} ({100 * low:.1f}-{100 * high:.1f})"
 
 
-@torch.inference_mode()
-def probabilities(net: nn.Module, data: StoreData, device: torch.device) -> dict[str, Tensor]:
-    """(images, classes) float32 of the validation set in its order, for each view."""
-    found: dict[str, list[Tensor]] = {view: [] for view in VIEWS}
-    for batch in track(data.loader("val", device), "evaluating", transient=True):
-        images = batch.images.to(device)
-        found["center crop"].append(net(data.augment.center(images)).softmax(1).cpu())
-        found["ten views"].append(ten_view_probabilities(net, data.augment, images).cpu())
-    count = len(data.store.splits["val"])  # and then padding
-    return {view: torch.cat(values)[:count] for view, values in found.items()}
-
-
-def ten_view_probabilities(net: nn.Module, augment: Augment, images: Tensor) -> Tensor:
-    """(n, size, size, 3) uint8 to (n, classes): softmax outputs, not logits, are averaged (§4.1)."""
-    return net(augment.ten_views(images)).softmax(1).unflatten(0, (-1, TEN_VIEWS)).mean(1)
-
-
-def _per_class(file: Path, values: Tensor, labels: Tensor, classes: list[str]) -> None:
-    """The classes by falling top-1 error from ten views, with intervals."""
-    missed = {k: scoring.misses(values, labels, k) for k in (1, 5)}
-    counts = np.bincount(labels, minlength=len(classes))
-    rows = []
-    for number, name in enumerate(classes):
-        if n := int(counts[number]):
-            top1, top5 = (float(missed[k][labels == number].sum()) for k in (1, 5))
-            low, high = scoring.wilson(top1, n)
-            rows.append(
-                (top1 / n, f"{name}\t{n}\t{top1 / n:.4f}\t{low:.4f}\t{high:.4f}\t{top5 / n:.4f}")
-            )
-    rows.sort(reverse=True)
-    file.write_text(
-        "\n".join(["class\timages\ttop-1\tlow\thigh\ttop-5", *(row for _, row in rows)]) + "\n"
-    )
-
-
-def _shown(values: dict[str, Any], k: int) -> str:
-    low, high = values[f"top{k}_interval"]
-    return f"{values[f'top{k}_error']:.2%} ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def _write(file: Path, found: dict[str, Any]) -> None:
-    file.write_text(json.dumps(found, indent=2) + "\n")
-
-
-def _folder() -> Path:
-    return Path(HydraConfig.get().runtime.output_dir)
+def _write_json(file: Path, content: object) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")

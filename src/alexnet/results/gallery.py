@@ -1,6 +1,12 @@
-"""One run's images: its kernels (Fig. 3), its guesses (Fig. 4 left) and nearest training images (Fig. 4 right)."""
+"""The images that the report shows of one run.
 
-import json
+They are the kernels of conv1 by tower (Fig. 3), validation images with their likeliest classes
+(Fig. 4 left) and validation images with the training images nearest to them (Fig. 4 right). Without
+the run's data there are only kernels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,80 +14,131 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet.data.store.reader import Split, Store, open_store
-from alexnet.results.evaluate import chosen_device, load
-from alexnet.results.kernels import conv1, kernel_images, selectivity
-from alexnet.results.runs import Run
-from alexnet.training.figures import sample
+from alexnet.data.store import Store, open_store
+from alexnet.devices import choose_device
+from alexnet.errors import UserError
+from alexnet.results.finished import load_run
+from alexnet.results.kernels import measure_color_selectivity, read_conv1, sort_by_color
+from alexnet.results.runs import Run, read_json
+from alexnet.training.figures import draw_kernels, find_likeliest, sample_images
+
+GUESSES = 8
+TOWERS = 2
+
+
+class TowerKernels(NamedTuple):
+    """One tower's kernels and their mean color selectivity."""
+
+    image: Image.Image
+    selectivity: float
 
 
 class Guess(NamedTuple):
-    """A image, its class, and its likeliest classes with their probabilities."""
+    """An image, its class, and its likeliest classes with their probabilities."""
 
     image: Image.Image
     label: str
     likeliest: list[tuple[str, float]]
 
 
-def chosen(runs: list[Run], folder: str | None) -> Run | None:
-    """The run of that folder, or the two-tower network with the least error. Raises ValueError for another folder."""
-    if folder is not None:
-        there = [run for run in runs if run.folder == Path(folder)]
-        if not there:
-            raise ValueError(f"images={folder} is none of the runs")
-        return there[0]
-    nets = [run for run in runs if conv1(run) is not None]
-    return min(nets, key=lambda run: run.result["best_top1_error"] or 1.0, default=None)
+class Neighbors(NamedTuple):
+    """A validation image and the training images nearest to it."""
+
+    query: Image.Image
+    nearest: list[Image.Image]
 
 
-def towers(run: Run) -> list[tuple[Image.Image, float]]:
-    """Each tower's kernels and their mean color selectivity."""
-    weight = conv1(run)
-    if weight is None:
-        return []
-    means = [float(selectivity(tower).mean()) for tower in weight.chunk(2)]
-    return list(zip(kernel_images(weight, 2), means, strict=True))
+@dataclass(frozen=True)
+class Gallery:
+    """What cannot be shown is empty."""
+
+    run: Run
+    kernels: list[TowerKernels]
+    guesses: list[Guess]
+    neighbors: list[Neighbors]
 
 
-@torch.inference_mode()
-def guesses(run: Run, device: str) -> list[Guess]:
-    """Eight validation images with the run's five likeliest classes; none if its data is not here."""
-    if _store(run) is None:
-        return []
-    finished = load(run.folder, "best" if run.result["best_top1_error"] is not None else "last")
-    on = chosen_device(device)
-    shown, labels, _ = sample(finished.data.store.splits["val"], 8)
-    probabilities = finished.net.to(on)(finished.data.augment.center(shown.to(on))).softmax(1).cpu()
-    classes = finished.data.classes
-    top = probabilities[:, : len(classes)].topk(min(5, len(classes)), 1)
-    found = []
-    for i, label in enumerate(labels):
-        likeliest = [(classes[k], float(probabilities[i, k])) for k in top.indices[i].tolist()]
-        found.append(Guess(Image.fromarray(shown[i].numpy()), classes[label], likeliest))
-    return found
+def build_gallery(runs: Sequence[Run], show_run: str | None, device: str) -> Gallery | None:
+    """The images of the run in the folder `show_run`, or else of the best with two towers.
+
+    None if there is no such run. Raises UserError if `show_run` is not one of the runs.
+    """
+    run = choose_run(runs, show_run)
+    if run is None:
+        return None
+    store = _open_store(run)
+    if store is None:
+        return Gallery(run, show_kernels(run), [], [])
+    return Gallery(run, show_kernels(run), guess_classes(run, device), show_neighbors(run, store))
 
 
-def near(run: Run) -> list[list[Image.Image]]:
-    """Rows of a test image and its neighbors, as `evaluate.py what=neighbors` found them; none before it ran."""
-    file, store = run.folder / "checkpoints" / "neighbors.json", _store(run)
-    if not file.is_file() or store is None:
-        return []
-    return [
-        [_image(store.splits["val"], query["image"])]
-        + [_image(store.splits["train"], other["image"]) for other in query["nearest"]]
-        for query in json.loads(file.read_text())["queries"]
-    ]
+def choose_run(runs: Sequence[Run], show_run: str | None) -> Run | None:
+    if show_run is None:
+        candidates = [run for run in runs if read_conv1(run) is not None]
+        return min(candidates, key=_read_best_error, default=None)
+    for run in runs:
+        if run.folder == Path(show_run):
+            return run
+    raise UserError(f"show_run={show_run} is not one of the finished runs that runs=… matches")
 
 
-def _store(run: Run) -> Store | None:
+def _read_best_error(run: Run) -> float:
+    return run.result["best_top1_error"] or 1.0
+
+
+def _open_store(run: Run) -> Store | None:
+    """The run's data; None if it is not on this machine."""
+    options = run.options
     try:
-        places = (run.options[f"data.{key}"] for key in ("cache", "cache_gb"))
-        return open_store(run.options["data.folder"], None, *places)
-    except (OSError, KeyError, ValueError):
+        return open_store(
+            options["data.folder"], cache=options["data.cache"], cache_gb=options["data.cache_gb"]
+        )
+    except (UserError, OSError):
         return None
 
 
-def _image(split: Split, row: int) -> Image.Image:
-    out = np.empty((1, split.size, split.size, 3), np.uint8)
-    split.read(np.array([row]), out)
-    return Image.fromarray(out[0])
+def show_kernels(run: Run) -> list[TowerKernels]:
+    weight = read_conv1(run)
+    if weight is None:
+        return []
+    towers = [sort_by_color(kernels) for kernels in weight.chunk(TOWERS)]
+    images = draw_kernels(torch.cat(towers), TOWERS)
+    means = [float(measure_color_selectivity(kernels).mean()) for kernels in weight.chunk(TOWERS)]
+    return list(map(TowerKernels, images, means))
+
+
+@torch.inference_mode()
+def guess_classes(run: Run, device: str) -> list[Guess]:
+    """Validation images with the run's five likeliest classes, from the center crop."""
+    has_best = run.result["best_top1_error"] is not None
+    finished = load_run(run.folder, "best" if has_best else "last")
+    net = finished.net.to(choose_device(device))
+    data = finished.data
+    sample = sample_images(data.store.splits["val"], GUESSES)
+    crops = data.augment.crop_center(sample.images.to(choose_device(device)))
+    values, likeliest = find_likeliest(net(crops).softmax(1).cpu(), len(data.classes))
+    guesses = []
+    for i, label in enumerate(sample.labels.tolist()):
+        names = [data.classes[k] for k in likeliest[i].tolist()]
+        image = Image.fromarray(sample.images[i].numpy())
+        guesses.append(
+            Guess(image, data.classes[label], list(zip(names, values[i].tolist(), strict=True)))
+        )
+    return guesses
+
+
+def show_neighbors(run: Run, store: Store) -> list[Neighbors]:
+    """What `evaluate.py what=neighbors` found of the run; nothing before it ran."""
+    file = run.folder / "checkpoints" / "neighbors.json"
+    if not file.is_file():
+        return []
+    found = []
+    for query in read_json(file)["queries"]:
+        rows = [neighbor["image"] for neighbor in query["nearest"]]
+        (image,) = _read_images(store, "val", [query["image"]])
+        found.append(Neighbors(image, _read_images(store, "train", rows)))
+    return found
+
+
+def _read_images(store: Store, split: str, rows: list[int]) -> list[Image.Image]:
+    return [Image.fromarray(pixels) for pixels in store.splits[split].images(np.array(rows))]

@@ -1,49 +1,48 @@
-"""Fig. 3: conv1's kernels by tower, and how colorful each is."""
+"""conv1's kernels, and how colorful those of each tower are (§6.1, Fig. 3)."""
 
-import math
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from alexnet.errors import UserError
 from alexnet.results.runs import Run
 
 
-def conv1(run: Run) -> Tensor | None:
-    """A run's last kernels of the first layer, (kernels, 3, height, width); None if it has no two towers."""
+def read_conv1(run: Run) -> Tensor | None:
+    """The last kernels of a network with two towers, (kernels, 3, height, width).
+
+    None for other networks, or if there is no last checkpoint.
+    """
     file = run.folder / "checkpoints" / "last.ckpt"
     if run.options.get("model.towers") != 2 or not file.is_file():
         return None
-    checkpoint = torch.load(
-        file, map_location="cpu", weights_only=True, mmap=True
-    )  # a few kB of half a gigabyte
-    return checkpoint["state_dict"]["net.conv1.weight"].clone()
+    try:
+        # Mapped, because a few kB of half a gigabyte are needed.
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch has no type of its own for a corrupt file
+        raise UserError(
+            f"checkpoint {file} is corrupt or incomplete: leave this run out of runs=…"
+        ) from error
+    kernels: Tensor = checkpoint["state_dict"]["net.conv1.weight"]
+    return kernels.clone()
 
 
-def selectivity(kernels: Tensor) -> np.ndarray:
-    """(kernels, 3, height, width) to (kernels,): the share of each kernel's energy that lies off the gray axis, 0 for a
-    color-blind one; 2/3 for noise."""
-    wide = kernels.double()
-    gray = wide.mean(1, keepdim=True)
-    off = ((wide - gray) ** 2).flatten(1).sum(1)
-    return (off / (wide**2).flatten(1).sum(1).clamp_min(1e-300)).numpy()
+def measure_color_selectivity(kernels: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(kernels, 3, height, width) to (kernels,): which part of a kernel's energy is color.
+
+    That is the part of its squared weights off the gray axis: 0 for a color-blind kernel, 2/3 on
+    average for noise.
+    """
+    weights = kernels.double()
+    gray = weights.mean(1, keepdim=True)
+    color_energy = ((weights - gray) ** 2).flatten(1).sum(1)
+    energy = (weights**2).flatten(1).sum(1).clamp_min(1e-300)
+    return (color_energy / energy).numpy()
 
 
-def kernel_images(weight: Tensor, towers: int) -> list[Image.Image]:
-    """A image for each tower, all on one scale, sorted by color selectivity."""
-    span = (weight.max() - weight.min()).clamp_min(1e-12)
-    images = []
-    for raw in weight.chunk(towers):
-        tower = (raw - weight.min()) / span
-        order = np.argsort(selectivity(raw), kind="stable")
-        columns = min(12, len(tower))
-        rows, side = math.ceil(len(tower) / columns), weight.shape[-1]
-        canvas = torch.zeros(4, rows * (side + 1) - 1, columns * (side + 1) - 1)
-        for place, i in enumerate(order.tolist()):
-            y, x = (side + 1) * (place // columns), (side + 1) * (place % columns)
-            canvas[:3, y : y + side, x : x + side] = tower[i]
-            canvas[3, y : y + side, x : x + side] = 1
-        pixels = (canvas.permute(1, 2, 0) * 255).round().byte().numpy()
-        images.append(Image.fromarray(pixels))
-    return images
+def sort_by_color(kernels: Tensor) -> Tensor:
+    """The kernels from the least to the most colorful."""
+    order = np.argsort(measure_color_selectivity(kernels), kind="stable")
+    return kernels[torch.from_numpy(order)]

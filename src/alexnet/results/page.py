@@ -1,55 +1,81 @@
-"""The report as a page: parts in their order, written as HTML and as Markdown."""
+"""The report as a page: parts in their order, each written as HTML and as Markdown.
+
+report.html needs no other file: figures are inline SVG, images are data URIs. report.md is for
+places that show Markdown; its figures are files in figures/, which `to_markdown` writes.
+"""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from html import escape
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
 from alexnet.results.claims import Claim
 from alexnet.results.findings import NOT_RUN, OPPOSITE, REPRODUCED, SHOWN, Finding
-from alexnet.results.gallery import Guess
+from alexnet.results.gallery import Guess, Neighbors, TowerKernels
 
-KIND = {REPRODUCED: "reproduced", SHOWN: "reproduced", OPPOSITE: "opposite"}
+CSS_CLASSES = {REPRODUCED: "reproduced", SHOWN: "reproduced", OPPOSITE: "opposite"}
 TITLE = "AlexNet, claim by claim"
 INTRO = (
-    "Every table, figure and claim of Krizhevsky, Sutskever and Hinton (2012) beside what the runs here came to. "
-    "“Direction reproduced” means that the 95 % interval of the difference lies wholly on the paper's side of none, "
-    "whatever its size; “not shown” that it does not, or that there is but one run. What was run on a smaller set than "
-    "the paper's says so."
+    "Every table, figure and claim of Krizhevsky, Sutskever and Hinton (2012) beside the results "
+    "of the runs here. “Direction reproduced” means that the 95 % interval of the difference lies "
+    "entirely on the paper's side of no difference, whatever its size; “not shown” means that it "
+    "does not, or that there is only one run. Results on a smaller data set than the paper's say "
+    "so."
 )
+KERNEL_ZOOM = 5
+NEIGHBOR_SIDE = 96  # pixels
+
+
+class Part(Protocol):
+    def to_html(self) -> str: ...
+
+    def to_markdown(self, figures: Path) -> str:
+        """Writes what the text refers to into the folder `figures`."""
+        ...
 
 
 @dataclass
 class Heading:
     text: str
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         return f"<h2>{escape(self.text)}</h2>"
 
-    def markdown(self, folder: Path) -> str:
+    def to_markdown(self, figures: Path) -> str:
         return f"## {self.text}"
 
 
 @dataclass
+class Text:
+    text: str
+
+    def to_html(self) -> str:
+        return f'<p class="soft">{escape(self.text)}</p>'
+
+    def to_markdown(self, figures: Path) -> str:
+        return self.text
+
+
+@dataclass
 class Tally:
-    """How many claims there are of each verdict."""
+    """How many claims have each verdict."""
 
     counts: dict[str, int]
 
-    def html(self) -> str:
-        items = (
-            f'<span class="{KIND.get(v, "other")}"><b>{n}</b>{v}</span>'
-            for v, n in self.counts.items()
-        )
+    def to_html(self) -> str:
+        items = []
+        for verdict, count in self.counts.items():
+            items.append(f'<span class="{_css_class(verdict)}"><b>{count}</b>{verdict}</span>')
         return f'<div class="tally">{"".join(items)}</div>'
 
-    def markdown(self, folder: Path) -> str:
-        return ", ".join(f"{n} {verdict}" for verdict, n in self.counts.items()) + "."
+    def to_markdown(self, figures: Path) -> str:
+        return ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items()) + "."
 
 
 @dataclass
@@ -57,207 +83,218 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def html(self) -> str:
-        def line(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    def to_html(self) -> str:
+        head = _join_cells(self.head, "th")
+        body = "".join(_join_cells(row, "td") for row in self.rows)
+        return f'<div class="scroll"><table>{head}{body}</table></div>'
 
-        body = "".join(line(row, "td") for row in self.rows)
-        return f'<div class="scroll"><table>{line(self.head, "th")}{body}</table></div>'
+    def to_markdown(self, figures: Path) -> str:
+        lines = []
+        for cells in (self.head, ["---"] * len(self.head), *self.rows):
+            escaped = (cell.replace("|", "\\|") for cell in cells)
+            lines.append(f"| {' | '.join(escaped)} |")
+        return "\n".join(lines)
 
-    def markdown(self, folder: Path) -> str:
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
+
+def _join_cells(cells: Iterable[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 @dataclass
-class Claims:
-    """Each claim with its command, the paper's and the authors' figures and ours."""
+class ClaimList:
+    """Each claim with its command, the paper's and the authors' numbers, and ours."""
 
-    rows: list[tuple[Claim, list[Finding]]]
+    rows: Sequence[tuple[Claim, Sequence[Finding]]]
 
-    def html(self) -> str:
-        return "".join(self._claim(claim, many) for claim, many in self.rows)
+    def to_html(self) -> str:
+        return "".join(self._format_claim(claim, findings) for claim, findings in self.rows)
 
     @staticmethod
-    def _claim(claim: Claim, many: list[Finding]) -> str:
-        ours = "".join(
-            f'<div>{escape(said(f))} <span class="soft">{escape(f.what)}; {escape(f.where)}, n = {f.n}</span></div>'
-            for f in many
-        )
-        verdicts = dict.fromkeys(f.verdict for f in many) or {NOT_RUN: None}
-        shown = "<br>".join(f'<span class="{KIND.get(v, "other")}">{v}</span>' for v in verdicts)
+    def _format_claim(claim: Claim, findings: Sequence[Finding]) -> str:
+        verdicts = list(dict.fromkeys(finding.verdict for finding in findings)) or [NOT_RUN]
+        labels = [f'<span class="{_css_class(verdict)}">{verdict}</span>' for verdict in verdicts]
         paper = f"paper: {claim.paper}; authors' log: {claim.recorded}"
+        lines = [
+            f'<div class="title">{escape(claim.title)}</div>',
+            f'<div class="soft">{escape(paper)}</div>',
+        ]
+        for finding in findings:
+            origin = f"{finding.what}; {finding.where}, n = {finding.n}"
+            ours = escape(describe_finding(finding))
+            lines.append(f'<div>{ours} <span class="soft">{escape(origin)}</span></div>')
+        lines.append(f"<div><code>{escape(claim.command)}</code></div>")
         return (
-            f'<div class="claim"><b>{claim.number}</b><div class="body"><div class="title">{escape(claim.title)}</div>'
-            f'<div class="soft">{escape(paper)}</div>{ours}<div><code>{escape(claim.command)}</code></div></div>'
-            f'<div class="verdict">{shown}</div></div>'
+            f'<div class="claim"><b>{claim.number}</b><div class="body">{"".join(lines)}</div>'
+            f'<div class="verdict">{"<br>".join(labels)}</div></div>'
         )
 
-    def markdown(self, folder: Path) -> str:
+    def to_markdown(self, figures: Path) -> str:
         head = ["", "claim", "paper", "authors' log", "ours", "n", "verdict", "command"]
         rows = []
-        for claim, many in self.rows:
-            for f in many or [Finding("", "", None, None, "-", NOT_RUN)]:
-                ours = f"{said(f)} ({f.what}; {f.where})" if f.what else "-"
-                command = f"`{claim.command}`"
-                told = (
-                    claim.number,
-                    claim.title,
-                    claim.paper,
-                    claim.recorded,
-                    ours,
-                    f.n,
-                    f.verdict,
-                    command,
-                )
-                rows.append(told)
-        return Table(head, rows).markdown(folder)
+        for claim, findings in self.rows:
+            start = [claim.number, claim.title, claim.paper, claim.recorded]
+            command = f"`{claim.command}`"
+            for finding in findings:
+                ours = f"{describe_finding(finding)} ({finding.what}; {finding.where})"
+                rows.append([*start, ours, finding.n, finding.verdict, command])
+            if not findings:
+                rows.append([*start, "-", "-", NOT_RUN, command])
+        return Table(head, rows).to_markdown(figures)
 
 
 @dataclass
 class Drawing:
-    """An SVG figure."""
+    """An SVG figure; `name` is its file's."""
 
     name: str
     svg: str
     caption: str
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         return f"<figure>{self.svg}<figcaption>{escape(self.caption)}</figcaption></figure>"
 
-    def markdown(self, folder: Path) -> str:
-        (folder / f"{self.name}.svg").write_text(self.svg.replace("currentColor", "#555"))
+    def to_markdown(self, figures: Path) -> str:
+        (figures / f"{self.name}.svg").write_text(self.svg.replace("currentColor", "#555"))
         return f"![{self.caption}](figures/{self.name}.svg)"
 
 
 @dataclass
-class Towers:
-    """Fig. 3: a image of kernels for each tower, with its color selectivity."""
+class KernelImages:
+    """Fig. 3: the first layer's kernels by tower."""
 
-    towers: list[tuple[Image.Image, float]]
+    towers: Sequence[TowerKernels]
 
-    def html(self) -> str:
-        figures = (
-            f'<figure><img alt="kernels of tower {i}" src="{uri(image)}">'
-            f"<figcaption>Tower {i}: color selectivity {share:.2f}</figcaption></figure>"
-            for i, (image, share) in enumerate(self.towers, 1)
-        )
-        return f'<div class="towers">{"".join(figures)}</div>'
+    def to_html(self) -> str:
+        images = []
+        for i, tower in enumerate(self.towers, 1):
+            images.append(
+                f'<figure><img alt="kernels of tower {i}" src="{encode_image(tower.image)}">'
+                f"<figcaption>{self._describe(i, tower)}</figcaption></figure>"
+            )
+        return f'<div class="towers">{"".join(images)}</div>'
 
-    def markdown(self, folder: Path) -> str:
-        for i, (image, _) in enumerate(self.towers, 1):
-            large = image.resize((image.width * 5, image.height * 5), Image.Resampling.NEAREST)
-            large.save(folder / f"tower-{i}.png")
-        return "\n\n".join(
-            f"![tower {i}](figures/tower-{i}.png)\nTower {i}: color selectivity {share:.2f}"
-            for i, (_, share) in enumerate(self.towers, 1)
-        )
-
-
-@dataclass
-class Guesses:
-    """Fig. 4 left."""
-
-    guesses: list[Guess]
-
-    def html(self) -> str:
-        return f'<div class="guesses">{"".join(self._guess(guess) for guess in self.guesses)}</div>'
+    def to_markdown(self, figures: Path) -> str:
+        texts = []
+        for i, tower in enumerate(self.towers, 1):
+            size = (KERNEL_ZOOM * tower.image.width, KERNEL_ZOOM * tower.image.height)
+            large = tower.image.resize(size, Image.Resampling.NEAREST)
+            large.save(figures / f"tower-{i}.png")
+            texts.append(f"![tower {i}](figures/tower-{i}.png)\n{self._describe(i, tower)}")
+        return "\n\n".join(texts)
 
     @staticmethod
-    def _guess(guess: Guess) -> str:
-        bars = "".join(
-            f'<div class="bar{" right" if name == guess.label else ""}"><i style="width:{100 * p:.1f}%"></i>'
-            f"<span>{escape(name)}</span></div>"
-            for name, p in guess.likeliest
-        )
-        label = escape(guess.label)
-        return f'<figure><img alt="{label}" src="{uri(guess.image)}"><b>{label}</b>{bars}</figure>'
+    def _describe(number: int, tower: TowerKernels) -> str:
+        return f"Tower {number}: color selectivity {tower.selectivity:.2f}"
 
-    def markdown(self, folder: Path) -> str:
+
+@dataclass
+class GuessList:
+    """Fig. 4 left: images above bars of their likeliest classes, the right one in pink."""
+
+    guesses: Sequence[Guess]
+
+    def to_html(self) -> str:
+        return f'<div class="guesses">{"".join(map(self._format_guess, self.guesses))}</div>'
+
+    @staticmethod
+    def _format_guess(guess: Guess) -> str:
+        bars = []
+        for name, probability in guess.likeliest:
+            css_class = "bar right" if name == guess.label else "bar"
+            width = f"{100 * probability:.1f}%"
+            bars.append(
+                f'<div class="{css_class}"><i style="width:{width}"></i>'
+                f"<span>{escape(name)}</span></div>"
+            )
+        label = escape(guess.label)
+        image = f'<img alt="{label}" src="{encode_image(guess.image)}">'
+        return f"<figure>{image}<b>{label}</b>{''.join(bars)}</figure>"
+
+    def to_markdown(self, figures: Path) -> str:
         rows = []
         for i, guess in enumerate(self.guesses):
-            guess.image.save(folder / f"guess-{i}.jpg", quality=88)
+            guess.image.save(figures / f"guess-{i}.jpg", quality=88)
             likeliest = ", ".join(f"{name} {p:.0%}" for name, p in guess.likeliest)
-            rows.append((f"![{guess.label}](figures/guess-{i}.jpg)", guess.label, likeliest))
-        return Table(("image", "class", "likeliest"), rows).markdown(folder)
+            rows.append([f"![{guess.label}](figures/guess-{i}.jpg)", guess.label, likeliest])
+        return Table(["image", "class", "likeliest"], rows).to_markdown(figures)
 
 
 @dataclass
-class Near:
-    """Fig. 4 right: rows of a test image and its nearest training images."""
+class NeighborRows:
+    """Fig. 4 right: each validation image, a gap, then its nearest training images."""
 
-    rows: list[list[Image.Image]]
+    rows: Sequence[Neighbors]
 
-    def html(self) -> str:
-        columns = f"grid-template-columns: 1fr .12fr repeat({len(self.rows[0]) - 1}, 1fr)"
-        rows = (
-            f'<div class="near" style="{columns}">'
-            + "<span></span>".join(
-                "".join(f'<img alt="" src="{uri(image)}">' for image in part)
-                for part in (row[:1], row[1:])
-            )
-            + "</div>"
-            for row in self.rows
-        )
+    def to_html(self) -> str:
+        columns = f"grid-template-columns: 1fr .12fr repeat({self._count_nearest()}, 1fr)"
+        rows = []
+        for row in self.rows:
+            query = _format_thumbnail(row.query)
+            nearest = "".join(map(_format_thumbnail, row.nearest))
+            rows.append(f'<div class="near" style="{columns}">{query}<span></span>{nearest}</div>')
         return "".join(rows)
 
-    def markdown(self, folder: Path) -> str:
-        side, gap = 96, 4
-        width = (side + gap) * len(self.rows[0]) + 8
-        sheet = Image.new("RGB", (width, (side + gap) * len(self.rows)), "white")
+    def to_markdown(self, figures: Path) -> str:
+        pitch = NEIGHBOR_SIDE + 4
+        gap = 8  # between a query and its neighbors
+        width = pitch * (1 + self._count_nearest()) + gap
+        sheet = Image.new("RGB", (width, pitch * len(self.rows)), "white")
         for y, row in enumerate(self.rows):
-            for x, image in enumerate(row):
-                place = ((side + gap) * x + (8 if x else 0), (side + gap) * y)
-                sheet.paste(image.resize((side, side), Image.Resampling.BICUBIC), place)
-        sheet.save(folder / "nearest.png")
+            sheet.paste(_shrink(row.query), (0, pitch * y))
+            for x, image in enumerate(row.nearest, 1):
+                sheet.paste(_shrink(image), (pitch * x + gap, pitch * y))
+        sheet.save(figures / "nearest.png")
         return "![test images, left, and their nearest training images](figures/nearest.png)"
 
-
-@dataclass
-class Text:
-    text: str
-
-    def html(self) -> str:
-        return f'<p class="soft">{escape(self.text)}</p>'
-
-    def markdown(self, folder: Path) -> str:
-        return self.text
+    def _count_nearest(self) -> int:
+        return len(self.rows[0].nearest)
 
 
-Part = Heading | Tally | Table | Claims | Drawing | Towers | Guesses | Near | Text
+def _format_thumbnail(image: Image.Image) -> str:
+    return f'<img alt="" src="{encode_image(image)}">'
 
 
-def write(parts: Sequence[Part], folder: Path) -> None:
-    """report.html, which needs no other file, and report.md with its figures/."""
+def _shrink(image: Image.Image) -> Image.Image:
+    return image.resize((NEIGHBOR_SIDE, NEIGHBOR_SIDE), Image.Resampling.BICUBIC)
+
+
+def write_page(parts: Sequence[Part], folder: Path) -> None:
+    """Writes report.html, and report.md with its figures/."""
+    today = date.today().isoformat()
     style = Path(__file__).with_name("report.css").read_text()
-    body = "\n".join(part.html() for part in parts)
-    head = f"<h1>{TITLE}</h1><p>{INTRO}</p><p class='soft'>{date.today().isoformat()}</p>"
+    body = "\n".join(part.to_html() for part in parts)
     (folder / "report.html").write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{TITLE}</title><style>{style}</style>{head}\n{body}</html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{TITLE}</title><style>{style}</style>"
+        f"<h1>{TITLE}</h1><p>{INTRO}</p><p class='soft'>{today}</p>\n{body}</html>\n"
     )
-    (folder / "figures").mkdir(exist_ok=True)
-    texts = [part.markdown(folder / "figures") for part in parts]
-    (folder / "report.md").write_text(
-        "\n\n".join([f"# {TITLE}", INTRO, date.today().isoformat(), *texts]) + "\n"
-    )
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    texts = [f"# {TITLE}", INTRO, today, *(part.to_markdown(figures) for part in parts)]
+    (folder / "report.md").write_text("\n\n".join(texts) + "\n")
 
 
-def said(finding: Finding) -> str:
-    """Value, interval and each side's numbers in words."""
+def describe_finding(finding: Finding) -> str:
+    """`+1.20 (+0.70 to +1.70): dropout 40.10 %, no dropout 41.30 %`."""
     if finding.value is None:
         return finding.numbers or finding.what
-    value, ends = f"{finding.value:.2f} ×", [f"{end:.2f}" for end in finding.interval or ()]
-    if not finding.ratio:
-        value, ends = f"{finding.value:+.2f}", [f"{end:+.2f}" for end in finding.interval or ()]
-    interval = f" ({' to '.join(ends)})" if ends else ""
-    return value + interval + (f": {finding.numbers}" if finding.numbers else "")
+    text = f"{finding.value:.2f} ×" if finding.ratio else f"{finding.value:+.2f}"
+    if finding.interval:
+        low, high = finding.interval
+        text += f" ({low:.2f} to {high:.2f})" if finding.ratio else f" ({low:+.2f} to {high:+.2f})"
+    if finding.numbers:
+        text += f": {finding.numbers}"
+    return text
 
 
-def uri(image: Image.Image) -> str:
-    """The image within the page: PNG where it has transparent parts, else JPEG."""
-    file, kind = io.BytesIO(), "png" if image.mode == "RGBA" else "jpeg"
+def encode_image(image: Image.Image) -> str:
+    """The image as a data URI: PNG if it has transparent pixels, else JPEG."""
+    kind = "png" if image.mode == "RGBA" else "jpeg"
+    file = io.BytesIO()
     image.save(file, kind, quality=88, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _css_class(verdict: str) -> str:
+    return CSS_CLASSES.get(verdict, "other")

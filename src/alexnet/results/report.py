@@ -1,227 +1,250 @@
-"""Every table, figure and claim of the paper beside what runs here came to."""
+"""The report: every table, figure and claim of the paper beside the results of the runs here.
+
+run folders ─ runs.py ─▶ Evidence ─ claims.py ─▶ findings ─ page.py ─▶ report.html, report.md
+                                                    └─▶ report.json
+"""
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from alexnet.results import figures, findings, gallery, page
-from alexnet.results.claims import CLAIMS, Claim, activation
-from alexnet.results.findings import NOT_RUN, NOT_SHOWN, OPPOSITE, REPRODUCED, SHOWN, Finding
-from alexnet.results.runs import Run, matches
+from alexnet.results import figures, page
+from alexnet.results.claims import CLAIMS, RELU_OR_TANH, Claim, find_activation
+from alexnet.results.findings import (
+    NOT_RUN,
+    NOT_SHOWN,
+    OPPOSITE,
+    REPRODUCED,
+    SHOWN,
+    Evidence,
+    Finding,
+    StuckLoss,
+    find_stuck_losses,
+)
+from alexnet.results.gallery import Gallery, build_gallery
+from alexnet.results.runs import Run, drop_repeats, read_runs
+from alexnet.results.scoring import TEN_VIEWS, Ensemble, ErrorRates
 
 log = logging.getLogger(__name__)
-STRENGTH = (NOT_RUN, NOT_SHOWN, OPPOSITE, SHOWN, REPRODUCED)
+STRENGTH = (NOT_RUN, NOT_SHOWN, OPPOSITE, SHOWN, REPRODUCED)  # of verdicts, rising
+# Images on which the tables' errors are counted, by which the data set is recognized.
+ILSVRC_2010_TEST_IMAGES = 150_000
+ILSVRC_2012_VAL_IMAGES = 50_000
+ILSVRC_CLASSES = 1000
+ClaimFindings = list[tuple[Claim, list[Finding]]]
+StuckLosses = dict[str, dict[str, list[StuckLoss]]]
+
+
+class PaperRow(NamedTuple):
+    """A row of the paper's tables; `networks` is 0 for methods that are not ours."""
+
+    model: str
+    figures: tuple[str, ...]
+    networks: int = 0
+    pretrained: bool = False
+
+
+TABLE_1_HEAD = ("model", "top-1, %", "top-5, %", "authors' log", "ours")
 TABLE_1 = [
-    ("Sparse coding", "47.1", "28.2", "-"),
-    ("SIFT + Fisher vectors", "45.7", "25.7", "-"),
-    ("CNN", "37.5", "17.0", "37.47 / 17.00"),
+    PaperRow("Sparse coding", ("47.1", "28.2", "-")),
+    PaperRow("SIFT + Fisher vectors", ("45.7", "25.7", "-")),
+    PaperRow("CNN", ("37.5", "17.0", "37.47 / 17.00"), networks=1),
 ]
+TABLE_2_HEAD = (
+    "model",
+    "top-1, %",
+    "top-5, %",
+    "top-5 of the test set, %",
+    "authors' log",
+    "ours",
+)
 TABLE_2 = [
-    ("SIFT + Fisher vectors", "-", "-", "26.2", "-"),
-    ("1 CNN", "40.7", "18.2", "-", "40.66 / 18.21"),
-    ("5 CNNs", "38.1", "16.4", "16.4", "-"),
-    ("1 CNN*", "39.0", "16.6", "-", "38.99 / 16.62"),
-    ("7 CNNs*", "36.7", "15.4", "15.3", "-"),
+    PaperRow("SIFT + Fisher vectors", ("-", "-", "26.2", "-")),
+    PaperRow("1 CNN", ("40.7", "18.2", "-", "40.66 / 18.21"), networks=1),
+    PaperRow("5 CNNs", ("38.1", "16.4", "16.4", "-"), networks=5),
+    PaperRow("1 CNN*", ("39.0", "16.6", "-", "38.99 / 16.62"), networks=1, pretrained=True),
+    PaperRow("7 CNNs*", ("36.7", "15.4", "15.3", "-"), networks=7, pretrained=True),
 ]
 
 
-def report(cfg: DictConfig) -> dict[str, Any]:
-    """Writes report.html, report.md and report.json, and gives what the last holds. Raises FileNotFoundError if the
-    pattern names no finished run."""
-    patterns = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
-    folders = sorted({folder for pattern in patterns for folder in matches(pattern)})
-    runs = [
-        Run(f) for f in folders if (f / "config.yaml").is_file() and (f / "result.json").is_file()
-    ]
-    if not runs:
-        raise FileNotFoundError(
-            f"runs={cfg.runs} names no folder of a finished run (config.yaml and result.json)"
-        )
-    ensembles = [found for f in folders if (found := _ensemble(f / "result.json"))]
-    shown = gallery.chosen(runs, cfg.images)
-    images = _images(shown, cfg.device) if shown else {}
-    rows = [(claim, _findings(claim, runs, ensembles, shown, images)) for claim in CLAIMS]
-    lengths = findings.plateau(runs)
-    out = Path(HydraConfig.get().runtime.output_dir)
-    page.write(
-        [
-            *_claims(rows),
-            *_tables(runs, ensembles),
-            *_figures(runs, shown, images, lengths),
-            *_list(runs),
-        ],
-        out,
+def report(config: DictConfig) -> dict[str, object]:
+    """Writes report.html, report.md and report.json, and returns what the last holds."""
+    runs, ensembles = read_runs(config.runs)
+    evidence = Evidence(
+        runs=drop_repeats(runs),
+        ensembles=ensembles,
+        gallery=build_gallery(runs, config.show_run, config.device),
     )
-    found = {
-        "runs": [str(run.folder) for run in runs],
-        "claims": [
-            {"claim": c.number, "title": c.title, **f._asdict()} for c, many in rows for f in many
-        ],
-        "plateau": lengths,
-    }
-    (out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
-    log.info("runs: %d, ensembles: %d, page: %s", len(runs), len(ensembles), out / "report.html")
+    found = [(claim, claim.find(evidence)) for claim in CLAIMS]
+    stuck_losses = find_stuck_losses(evidence.runs)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    parts = [
+        *show_claims(found),
+        *show_tables(runs, ensembles),
+        *show_learning_curves(evidence.runs),
+        *show_gallery(evidence.gallery),
+        *show_stuck_losses(stuck_losses),
+        *list_runs(runs),
+    ]
+    page.write_page(parts, output)
+    content = describe_findings(runs, found, stuck_losses)
+    (output / "report.json").write_text(json.dumps(content, indent=2) + "\n")
+    log.info("runs: %d, ensembles: %d, page: %s", len(runs), len(ensembles), output / "report.html")
+    return content
+
+
+def describe_findings(
+    runs: Sequence[Run], found: ClaimFindings, stuck_losses: StuckLosses
+) -> dict[str, object]:
+    """The content of report.json."""
+    claims = []
+    for claim, findings in found:
+        for finding in findings:
+            claims.append({"claim": claim.number, "title": claim.title, **asdict(finding)})
+    losses: dict[str, dict[str, list[dict[str, object]]]] = {}
+    for network, by_init in stuck_losses.items():
+        losses[network] = {}
+        for init, results in by_init.items():
+            losses[network][init] = [result._asdict() for result in results]
+    return {"runs": [str(run.folder) for run in runs], "claims": claims, "stuck_loss": losses}
+
+
+def show_claims(found: ClaimFindings) -> list[page.Part]:
+    strongest = []
+    points = []
+    for claim, findings in found:
+        verdicts = [finding.verdict for finding in findings]
+        strongest.append(max(verdicts, key=STRENGTH.index, default=NOT_RUN))
+        for finding in findings:
+            if finding.value is not None and not finding.ratio:
+                points.append((claim, finding))
+    counts = {verdict: strongest.count(verdict) for verdict in reversed(STRENGTH)}
+    tally = {verdict: count for verdict, count in counts.items() if count}
+    parts: list[page.Part] = [
+        page.Tally(tally),
+        page.Heading("The claims"),
+        page.ClaimList(found),
+    ]
+    if points:
+        caption = "Differences of top-1 error with 95 % intervals; diamonds: the paper's."
+        parts.append(page.Drawing("claims", figures.draw_differences(points), caption))
+    return parts
+
+
+def show_tables(runs: Sequence[Run], ensembles: Sequence[Ensemble]) -> list[page.Part]:
+    def list_rows(paper: Sequence[PaperRow], images: int) -> list[list[str]]:
+        rows = []
+        for row in paper:
+            ours = find_our_errors(row, images, runs, ensembles) if row.networks else "-"
+            rows.append([row.model, *row.figures, ours])
+        return rows
+
+    return [
+        page.Heading("Table 1: ILSVRC-2010, test set"),
+        page.Table(TABLE_1_HEAD, list_rows(TABLE_1, ILSVRC_2010_TEST_IMAGES)),
+        page.Heading("Table 2: ILSVRC-2012, validation set"),
+        page.Table(TABLE_2_HEAD, list_rows(TABLE_2, ILSVRC_2012_VAL_IMAGES)),
+    ]
+
+
+def find_our_errors(
+    row: PaperRow, images: int, runs: Sequence[Run], ensembles: Sequence[Ensemble]
+) -> str:
+    """Our mean top-1 and top-5 errors from ten views of so many images, in %."""
+    candidates = _list_alone(runs, row) if row.networks == 1 else _list_averages(ensembles, row)
+    rates = [rate for rate in candidates if rate["images"] == images]
+    if not rates:
+        return NOT_RUN
+    top1 = np.mean([rate["top1_error"] for rate in rates])
+    top5 = np.mean([rate["top5_error"] for rate in rates])
+    return f"{100 * top1:.1f} / {100 * top5:.1f}"
+
+
+def _list_alone(runs: Sequence[Run], row: PaperRow) -> list[ErrorRates]:
+    found = []
+    for run in runs:
+        is_ilsvrc = run.options["model.num_classes"] == ILSVRC_CLASSES
+        is_pretrained = bool(run.options.get("start.run"))
+        if is_ilsvrc and is_pretrained == row.pretrained and TEN_VIEWS in run.rates:
+            found.append(run.rates[TEN_VIEWS])
     return found
 
 
-def _ensemble(file: Path) -> dict[str, Any] | None:
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    return found if "average" in found else None
+def _list_averages(ensembles: Sequence[Ensemble], row: PaperRow) -> list[ErrorRates]:
+    sized = [ensemble for ensemble in ensembles if len(ensemble["runs"]) == row.networks]
+    return [ensemble["average"][TEN_VIEWS] for ensemble in sized]
 
 
-def _images(run: Run, device: str) -> dict[str, page.Part]:
-    """What there is to see of a run, by claim."""
-    parts: dict[str, page.Part] = {"C14": page.Towers(gallery.towers(run))}
-    if guesses := gallery.guesses(run, device):
-        parts["C15"] = page.Guesses(guesses)
-    if near := gallery.near(run):
-        parts["C16"] = page.Near(near)
-    return parts
-
-
-def _findings(
-    claim: Claim,
-    runs: list[Run],
-    ensembles: list[dict[str, Any]],
-    shown: Run | None,
-    images: dict[str, page.Part],
-) -> list[Finding]:
-    if claim.number in ("C15", "C16"):
-        there = shown if claim.number in images else None
-        return (
-            [Finding("image", findings.where(there), None, None, "1", SHOWN, False, "below")]
-            if there
-            else []
-        )
-    if claim.number == "C9":
-        return findings.views(runs)
-    if claim.number == "C10":
-        return findings.averages(ensembles)
-    if claim.number == "C12":
-        return findings.fall_2009(runs)
-    if claim.number == "C14":
-        return findings.towers(runs)
-    return findings.compared(claim, runs)
-
-
-def _claims(rows: list[tuple[Claim, list[Finding]]]) -> list[page.Part]:
-    best = [max((f.verdict for f in many), key=STRENGTH.index, default=NOT_RUN) for _, many in rows]
-    parts: list[page.Part] = [
-        page.Tally({v: best.count(v) for v in reversed(STRENGTH) if v in best})
-    ]
-    parts += [page.Heading("The claims"), page.Claims(rows)]
-    points = [(c, f) for c, many in rows for f in many if f.value is not None and not f.ratio]
-    if points:
-        caption = "Differences of top-1 error with 95 % intervals; diamonds: the paper's."
-        parts.append(page.Drawing("claims", figures.forest(points), caption))
-    return parts
-
-
-def _tables(runs: list[Run], ensembles: list[dict[str, Any]]) -> list[page.Part]:
-    head = ("model", "top-1, %", "top-5, %")
-    first = [
-        (*row, _ours(runs, ensembles, 150000, row[0]) if row[0] == "CNN" else "-")
-        for row in TABLE_1
-    ]
-    second = [
-        (*row, _ours(runs, ensembles, 50000, row[0]) if "CNN" in row[0] else "-") for row in TABLE_2
-    ]
-    return [
-        page.Heading("Table 1: ILSVRC-2010, test set"),
-        page.Table((*head, "authors' log", "ours"), first),
-        page.Heading("Table 2: ILSVRC-2012, validation set"),
-        page.Table((*head, "top-5 of the test set, %", "authors' log", "ours"), second),
-    ]
-
-
-def _ours(runs: list[Run], ensembles: list[dict[str, Any]], images: int, model: str) -> str:
-    """Errors from ten views on a validation set of so many images in 1,000 classes: CNN, 1 CNN*, 5 CNNs …"""
-    count = int(model.split()[0]) if model[0].isdigit() else 1
-    found = [e["average"]["ten views"] for e in ensembles if len(e["runs"]) == count]
-    if count == 1:
-        alone = [run for run in runs if run.options["model.num_classes"] == 1000]
-        found = [
-            run.views["ten views"]
-            for run in alone
-            if run.views and bool(run.options.get("start.run")) == ("*" in model)
-        ]
-    found = [views for views in found if views["images"] == images]
-    if not found:
-        return NOT_RUN
-    return " / ".join(
-        f"{100 * np.mean([views[f'top{k}_error'] for views in found]):.1f}" for k in (1, 5)
-    )
-
-
-def _figures(
-    runs: list[Run],
-    shown: Run | None,
-    images: dict[str, page.Part],
-    lengths: dict[str, dict[str, list[float]]],
-) -> list[page.Part]:
-    parts: list[page.Part] = []
+def show_learning_curves(runs: Sequence[Run]) -> list[page.Part]:
     lines: dict[str, list[Run]] = {}
-    for run in findings.at_best(CLAIMS[0], runs):
-        lines.setdefault(str(activation(run.options)), []).append(run)
-    if lines:
-        caption = "Training error of the four-layer net, each side at its best rate, a line for each seed; dotted: 25 %."
+    for run in RELU_OR_TANH.find_best_runs(runs):
+        lines.setdefault(str(find_activation(run.options)), []).append(run)
+    if not lines:
+        return []
+    caption = (
+        "Training error of the four-layer net, each side at its best learning rate, a line for "
+        "each seed; dotted: 25 %."
+    )
+    return [
+        page.Heading("Figure 1: ReLU and tanh"),
+        page.Drawing("curves", figures.draw_learning_curves(lines), caption),
+    ]
+
+
+def show_gallery(gallery: Gallery | None) -> list[page.Part]:
+    if gallery is None:
+        return []
+    source = page.Text(f"{gallery.run.describe()}: {gallery.run.folder}")
+    parts: list[page.Part] = []
+    if gallery.kernels:
+        heading = page.Heading("Figure 3: the first layer's kernels by tower")
+        parts += [heading, page.KernelImages(gallery.kernels), source]
+    if gallery.guesses:
+        heading = page.Heading("Figure 4, left: eight images and their likeliest classes")
+        parts += [heading, page.GuessList(gallery.guesses), source]
+    if gallery.neighbors:
+        heading = page.Heading("Figure 4, right: test images and their nearest training images")
+        parts += [heading, page.NeighborRows(gallery.neighbors), source]
+    return parts
+
+
+def show_stuck_losses(stuck_losses: StuckLosses) -> list[page.Part]:
+    head = ("model.init", "runs", "images until it learned", "images without learning")
+    caption = "Images until the loss was 1 % below ln(classes)."
+    parts: list[page.Part] = []
+    for place, (network, by_init) in enumerate(stuck_losses.items(), 1):
+        rows = []
+        for init, losses in by_init.items():
+            learned = sorted(loss.images for loss in losses if loss.learned)
+            stuck = [loss.images for loss in losses if not loss.learned]
+            rows.append([init, str(len(losses)), _format_counts(learned), _format_counts(stuck)])
+        drawing = figures.draw_stuck_losses(by_init)
         parts += [
-            page.Heading("Figure 1: ReLU and tanh"),
-            page.Drawing("curves", figures.learning_curves(lines), caption),
-        ]
-    headings = {
-        "C14": "Figure 3: the first layer's kernels by tower",
-        "C15": "Figure 4, left: eight images and their likeliest classes",
-        "C16": "Figure 4, right: test images and their nearest training images",
-    }
-    for number, part in images.items():
-        assert shown is not None
-        parts += [
-            page.Heading(headings[number]),
-            part,
-            page.Text(f"{findings.where(shown)}: {shown.folder}"),
-        ]
-    for place, by_init in lengths.items():
-        rows = [
-            (
-                name,
-                str(len(values)),
-                ", ".join(f"{value:,.0f}" for value in sorted(values) if value > 0) or "-",
-                ", ".join(f"{-value:,.0f}" for value in values if value < 0) or "-",
-            )
-            for name, values in by_init.items()
-        ]
-        head = ("model.init", "runs", "images until it left", "ended before it left, after")
-        parts += [
-            page.Heading(f"The plateau at ln(classes): {place}"),
+            page.Heading(f"How long the loss is stuck at ln(classes): {network}"),
             page.Table(head, rows),
-            page.Drawing(
-                "plateau",
-                figures.plateau(by_init),
-                "Images until the loss was 1 % below ln(classes).",
-            ),
+            page.Drawing(f"stuck-loss-{place}", drawing, caption),
         ]
     return parts
 
 
-def _list(runs: list[Run]) -> list[page.Part]:
-    names = ("val/top1_error", "val/top5_error", "train/top1_error")
-    rows = [
-        (
-            str(run.folder),
-            findings.where(run),
-            str(run.seed),
-            *(
-                f"{100 * value:.2f}" if (value := run.final(name)) is not None else "-"
-                for name in names
-            ),
-        )
-        for run in runs
-    ]
+def _format_counts(counts: Sequence[float]) -> str:
+    return ", ".join(f"{count:,.0f}" for count in counts) or "-"
+
+
+def list_runs(runs: Sequence[Run]) -> list[page.Part]:
     head = ("run", "network and data", "seed", "top-1, %", "top-5, %", "training top-1, %")
+    rows = []
+    for run in runs:
+        row = [str(run.folder), run.describe(), str(run.seed)]
+        for metric in ("val/top1_error", "val/top5_error", "train/top1_error"):
+            error = run.read_metric(metric)
+            row.append("-" if error is None else f"{100 * error:.2f}")
+        rows.append(row)
     return [page.Heading("The runs, last epoch, center crop"), page.Table(head, rows)]

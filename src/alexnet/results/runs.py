@@ -1,55 +1,69 @@
-"""Finished runs, found by patterns and read from their folders alone."""
+"""Finished runs, found by patterns and read from their folders alone.
+
+What a run did is read from its configuration, never from the name of its folder. Two runs can be
+compared if their configurations differ in nothing but the options that a claim is about and those
+of `FREE_OPTIONS`, which change where and how fast a run computes, but not what.
+"""
 
 import json
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from alexnet.errors import UserError
+from alexnet.results.scoring import VIEWS, Ensemble, ErrorRates
 from alexnet.run_folder import flatten, read_config
 
-
-def find_run_folders(patterns: str | Sequence[str]) -> list[Path]:
-    """Folders with a config.yaml that the patterns name, sorted within each; `*` and `**` may stand in them. Raises
-    FileNotFoundError for a pattern without any."""
-    found: list[Path] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        runs = [folder for folder in matches(pattern) if (folder / "config.yaml").is_file()]
-        if not runs:
-            raise FileNotFoundError(
-                f"{pattern} is no run folder (no config.yaml); a run's folder is outputs/train/…"
-            )
-        found += [folder for folder in runs if folder not in found]
-    return found
-
-
-def matches(pattern: str) -> list[Path]:
-    return [Path(name) for name in sorted(glob(pattern, recursive=True))]
+FREE_OPTIONS = (
+    "seed",
+    "run_folder",
+    "resume",
+    "callbacks",
+    "logger",
+    "parallel",
+    "compile",
+    "fused",
+    "epochs",  # the default of trainer.max_epochs, which is compared
+    "trainer.devices",
+    "trainer.accelerator",
+    "trainer.num_nodes",
+    "trainer.log_every_n_steps",
+    "data.threads",
+    "data.cache",
+    "data.cache_gb",
+)
+CURVES = ("train/top1_error", "val/top1_error")
+Options = dict[str, Any]  # {"model.width": 1.0, …}
 
 
 class Run:
-    """What a folder says of its run. `options` are its configuration as {"model.width": 1.0, …}."""
+    """What a folder says of its run."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config = read_config(folder)
-        self.options = flatten(OmegaConf.to_container(self.config))
-        self.result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-        self.seed = self.options["seed"]
+        self.options: Options = flatten(OmegaConf.to_container(read_config(folder)))
+        self.result: dict[str, Any] = read_json(folder / "result.json")
+        self.seed: int = self.options["seed"]
 
     @cached_property
-    def views(self) -> dict[str, Any]:
-        """What evaluate.py found of it: errors from the center crop and from ten views."""
+    def rates(self) -> dict[str, ErrorRates]:
+        """The errors that evaluate.py found, by view; none before it ran."""
         file = self.folder / "checkpoints" / "result.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        stored = read_json(file)
+        return {view: stored[view] for view in VIEWS if view in stored}
 
     @cached_property
     def curves(self) -> dict[str, list[float]]:
-        """`train/top1_error`, `val/top1_error` after each epoch, from the TensorBoard files, if they are there."""
+        """The training and validation error after each epoch, as far as they were logged."""
+        # Imported here because it takes a second, which most commands need not wait.
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         folder = self.folder / "tensorboard"
@@ -57,14 +71,120 @@ class Run:
             return {}
         logging.getLogger("tensorboard").setLevel(logging.WARNING)
         events = EventAccumulator(str(folder), {"scalars": 0, "images": 1, "tensors": 1}).Reload()
-        there = events.Tags()["scalars"]
-        names = [name for name in ("train/top1_error", "val/top1_error") if name in there]
-        return {name: [event.value for event in events.Scalars(name)] for name in names}
+        logged = events.Tags()["scalars"]
+        curves = {}
+        for name in CURVES:
+            if name in logged:
+                curves[name] = [event.value for event in events.Scalars(name)]
+        return curves
 
-    @property
-    def data(self) -> str:
-        return Path(str(self.options["data.folder"])).name
+    def read_metric(self, name: str) -> float | None:
+        """A metric of the last epoch, such as `val/top1_error`."""
+        return cast(float | None, self.result["final"].get(name))
 
-    def final(self, name: str) -> float | None:
-        """A figure of the last epoch, such as `val/top1_error`."""
-        return self.result["final"].get(name)
+    def describe(self) -> str:
+        """`AlexNet × 0.125 on tiny_imagenet, 90 epochs`."""
+        return f"{self.describe_network()}, {self.result['epochs']} epochs"
+
+    def describe_network(self) -> str:
+        """`AlexNet × 0.125 on tiny_imagenet`."""
+        name = str(self.options["model._target_"]).rsplit(".", 1)[-1]
+        width = self.options.get("model.width", 1.0)
+        if width != 1:
+            name += f" × {width:g}"
+        return f"{name} on {Path(str(self.options['data.folder'])).name}"
+
+
+def find_run_folders(patterns: str | Sequence[str]) -> list[Path]:
+    """Folders with a config.yaml that match, pattern by pattern; `*` and `**` may stand in one.
+
+    Raises UserError for a pattern that matches none.
+    """
+    found: list[Path] = []
+    for pattern in _list_patterns(patterns):
+        folders = [folder for folder in match_paths(pattern) if _has_config(folder)]
+        if not folders:
+            raise UserError(
+                f"run={pattern} is not a run folder (it has no config.yaml); "
+                "a run's folder is outputs/train/<run>"
+            )
+        found += [folder for folder in folders if folder not in found]
+    return found
+
+
+def read_runs(patterns: str | Sequence[str]) -> tuple[list[Run], list[Ensemble]]:
+    """The finished runs and the averages of evaluate.py in all folders that match.
+
+    Raises UserError if there is no finished run.
+    """
+    folders = sorted(set(match_paths(patterns)))
+    runs: list[Run] = []
+    ensembles: list[Ensemble] = []
+    for folder in folders:
+        if not (folder / "result.json").is_file():
+            continue
+        if _has_config(folder):
+            runs.append(Run(folder))
+            continue
+        result = read_json(folder / "result.json")
+        if "average" in result:
+            ensembles.append(result)
+    if not runs:
+        raise UserError(
+            f"runs={patterns} matches no folder of a finished run "
+            "(one with config.yaml and result.json)"
+        )
+    return runs, ensembles
+
+
+def match_paths(patterns: str | Sequence[str]) -> list[Path]:
+    paths: list[Path] = []
+    for pattern in _list_patterns(patterns):
+        paths += map(Path, sorted(glob(pattern, recursive=True)))
+    return paths
+
+
+def _list_patterns(patterns: str | Sequence[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def read_json(file: Path) -> Any:
+    """Raises UserError if the file is corrupt."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{file} is corrupt ({error}): delete it, or run what wrote it again"
+        ) from error
+
+
+def drop_repeats(runs: Iterable[Run]) -> list[Run]:
+    """The last of runs that are equal, seed and all: a side that two sweeps share counts once."""
+    distinct = {(read_conditions(run), run.seed): run for run in runs}
+    return list(distinct.values())
+
+
+def group_comparable(runs: Iterable[Run], options: Sequence[str] = ()) -> list[list[Run]]:
+    """Groups of runs that are equal but for `options` and what is free, such as the seed."""
+    groups: dict[object, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[read_conditions(run, options)].append(run)
+    return list(groups.values())
+
+
+def read_conditions(run: Run, except_for: Sequence[str] = ()) -> tuple[tuple[str, Any], ...]:
+    """The options, sorted, that must be equal in runs that are compared.
+
+    An option of `except_for` may be one value (`model.dropout`) or a group (`schedule`).
+    """
+    ignored = (*FREE_OPTIONS, *except_for)
+    groups = tuple(f"{name}." for name in ignored)
+    kept = []
+    for name, value in sorted(run.options.items()):
+        if name not in ignored and not name.startswith(groups):
+            kept.append((name, value))
+    return tuple(kept)
