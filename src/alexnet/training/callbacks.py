@@ -1,300 +1,344 @@
-"""What is seen of a run while it goes: progress, speed and images."""
+"""What a run shows while it trains: progress, speed, figures, and warnings."""
 
 import logging
 import math
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from pydantic import NonNegativeFloat, PositiveInt
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bar
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from alexnet.data.datamodule import StoreData
-from alexnet.data.loader import Loader
+from alexnet.errors import UserError
+from alexnet.training.figures import draw_kernels, draw_predictions, sample_images, stack_images
 from alexnet.training.module import Classifier
+from alexnet.training.trainer_parts import get_data, get_log_interval, get_train_loader
 
 log = logging.getLogger(__name__)
-STEPS = 10  # over which the plateau's loss is averaged
 
 
-class ProcessesDiffer(ValueError):
-    """Two processes of a run would train something else."""
+def get_classifier(module: L.LightningModule) -> Classifier:
+    """The module by its type, which Lightning's hooks do not declare."""
+    assert isinstance(module, Classifier)
+    return module
 
 
 class CheckRanksAgree(L.Callback):
-    """Raises ProcessesDiffer if a process has other options or another store, as on another machine it may."""
+    """Raises UserError if a process has other options or another store than the first.
+
+    The processes of a run on several machines are started one by one, each with its own options.
+    """
+
+    COMPARED = ("seed", "model", "optimizer", "schedule", "augment", "parallel")
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.world_size == 1:
             return
-        assert isinstance(module, Classifier)
-        data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
-        mine = {
-            name: module.config[name]
-            for name in ("seed", "model", "optimizer", "schedule", "augment", "parallel")
-        }
-        mine["data"] = data.store.manifest
-        everyone: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(everyone, mine)
-        differ = [
-            name for name in mine if any(other[name] != everyone[0][name] for other in everyone)
-        ]
-        if differ:
-            raise ProcessesDiffer(
-                f"the processes of this run have different {', '.join(differ)}: give all the same"
+        config = get_classifier(module).config
+        own: dict[str, object] = {name: config[name] for name in self.COMPARED}
+        own["data"] = get_data(trainer).store.manifest
+        gathered: list[dict[str, object]] = [{}] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, own)
+        differing = []
+        for name in own:
+            values = [options[name] for options in gathered]
+            if any(value != values[0] for value in values):
+                differing.append(name)
+        if differing:
+            raise UserError(
+                f"ranks disagree on {', '.join(differing)}: start every rank with the same options "
+                "and the same data"
             )
 
 
-class Speed(L.Callback):
-    """Logs training images per second and the share of time spent waiting for data, over each logging interval."""
+class LogSpeed(L.Callback):
+    """Logs images per second and the fraction of time spent waiting for data.
+
+    Both are measured from one logging step to the next, within an epoch.
+    """
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._restart(trainer)  # a run that goes on within an epoch does not start it
+        self._restart(trainer)  # Lightning does not start the epoch within which a run resumes
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._restart(trainer)
 
     def _restart(self, trainer: L.Trainer) -> None:
-        self.images, self.since, self.waited = 0, time.perf_counter(), _loader(trainer).waited
+        self.images = 0
+        self.started_at = time.perf_counter()
+        self.waited_before = get_train_loader(trainer).waited
 
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
         module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
     ) -> None:
-        self.images += trainer.datamodule.batch_size  # type: ignore[attr-defined]  # ranks may share images
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            taken, waited = time.perf_counter() - self.since, _loader(trainer).waited - self.waited
-            module.log_dict(
-                {"speed/images_per_second": self.images / taken, "speed/data_wait": waited / taken}
-            )
-            self._restart(trainer)
+        self.images += get_data(trainer).batch_size  # not the batch's own: ranks may share images
+        if trainer.global_step % get_log_interval(trainer):
+            return
+        seconds = time.perf_counter() - self.started_at
+        waited = get_train_loader(trainer).waited - self.waited_before
+        speed = {"images_per_second": self.images / seconds, "data_wait": waited / seconds}
+        module.log_dict({f"speed/{name}": value for name, value in speed.items()})
+        self._restart(trainer)
 
 
-def _loader(trainer: L.Trainer) -> Loader:
-    assert isinstance(trainer.train_dataloader, Loader)
-    return trainer.train_dataloader
+class ShowProgress(L.Callback):
+    """A progress bar on a terminal; in the log file, and elsewhere, a line every `seconds`."""
 
-
-class Progress(L.Callback):
-    """A progress bar on a terminal; in the log file, and on any other output, a line every `seconds`."""
-
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: NonNegativeFloat):
         self.seconds = seconds
-        self.bar: Bar | None = None
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.begun = self.last = time.monotonic()
-        self.first = trainer.global_step
-        self.total = int(trainer.estimated_stepping_batches)
+        self.started_at = time.monotonic()
+        self.shown_at = self.started_at
+        self.first_step = trainer.global_step
+        self.total_steps = int(trainer.estimated_stepping_batches)
         if trainer.is_global_zero and sys.stdout.isatty():
-            self.bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                transient=True,
-            )
-            self.task = self.bar.add_task(
-                "training", total=self.total, completed=self.first, numbers=""
-            )
-            self.bar.start()
-            self._console().setStream(sys.stdout)  # rich's, which writes above the bar
-            self._console().addFilter(_no_step)
+            self._start_bar()
+
+    def _start_bar(self) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            transient=True,
+        )
+        self.task = self.bar.add_task(
+            "training", total=self.total_steps, completed=self.first_step, numbers=""
+        )
+        self.bar.start()
+        console = _find_console_handler()
+        if console:
+            console.setStream(sys.stdout)  # rich's, which writes above the bar
+            console.addFilter(_is_not_progress)
 
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
         module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
     ) -> None:
         if not trainer.is_global_zero:
             return
-        now = time.monotonic()
+        step = trainer.global_step
+        epoch = trainer.current_epoch + 1
         if self.bar:
-            where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self.bar.update(self.task, completed=trainer.global_step, description=where)
-        if now - self.last < self.seconds:
+            text = f"epoch {epoch}/{trainer.max_epochs}"
+            self.bar.update(self.task, completed=step, description=text)
+        now = time.monotonic()
+        if now - self.shown_at < self.seconds:
             return
-        self.last = now
-        done = trainer.global_step - self.first
-        left = timedelta(
-            seconds=round((now - self.begun) / done * (self.total - trainer.global_step))
-        )
-        numbers = self._numbers(trainer)
+        self.shown_at = now
+        numbers = _describe_metrics(trainer.callback_metrics)
         if self.bar:
             self.bar.update(self.task, numbers=numbers)
-        where = f"epoch {trainer.current_epoch + 1} step {trainer.global_step}/{self.total}"
-        log.info("%s  %s  ETA %s", where, numbers, left, extra={"step": True})
+        seconds_a_step = (now - self.started_at) / (step - self.first_step)
+        left = timedelta(seconds=round(seconds_a_step * (self.total_steps - step)))
+        place = f"epoch {epoch} step {step}/{self.total_steps}"
+        log.info("%s  %s  ETA %s", place, numbers, left, extra={"is_progress": True})
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            errors = trainer.callback_metrics
-            log.info(
-                "epoch %d  validation: top-1 error %.2f %%, top-5 error %.2f %%, loss %.4f",
-                trainer.current_epoch + 1,
-                100 * errors["val/top1_error"],
-                100 * errors["val/top5_error"],
-                errors["val/loss"],
-            )
-
-    @staticmethod
-    def _numbers(trainer: L.Trainer) -> str:
-        values = trainer.callback_metrics
-        text = f"loss {float(values['train/loss']):.4f}" if "train/loss" in values else ""
-        if "speed/images_per_second" in values:
-            speed, wait = float(values["speed/images_per_second"]), float(values["speed/data_wait"])
-            text += f"  {speed:,.0f} images/s, {wait:.1%} waiting for data"
-        return text
-
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if self.bar:
-            self.bar.stop()
-            self.bar = None
-            self._console().setStream(sys.stdout)
-            self._console().removeFilter(_no_step)
-
-    @staticmethod
-    def _console() -> logging.StreamHandler:
-        return next(
-            handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        log.info(
+            "epoch %d  validation: top-1 error %.2f %%, top-5 error %.2f %%, loss %.4f",
+            trainer.current_epoch + 1,
+            100 * metrics["val/top1_error"],
+            100 * metrics["val/top5_error"],
+            metrics["val/loss"],
         )
 
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if self.bar is None:
+            return
+        self.bar.stop()
+        self.bar = None
+        console = _find_console_handler()
+        if console:
+            console.setStream(sys.stdout)
+            console.removeFilter(_is_not_progress)
 
-def _no_step(record: logging.LogRecord) -> bool:
+
+def _describe_metrics(metrics: Mapping[str, Tensor]) -> str:
+    text = ""
+    if "train/loss" in metrics:
+        text += f"loss {float(metrics['train/loss']):.4f}"
+    if "speed/images_per_second" in metrics:
+        speed = float(metrics["speed/images_per_second"])
+        wait = float(metrics["speed/data_wait"])
+        text += f"  {speed:,.0f} images/s, {wait:.1%} waiting for data"
+    return text
+
+
+def _find_console_handler() -> "logging.StreamHandler[Any] | None":
+    """The log's handler for the terminal; None with hydra/job_logging=disabled."""
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:  # and not a file's, which is a subclass
+            return handler
+    return None
+
+
+def _is_not_progress(record: logging.LogRecord) -> bool:
     """Keeps the lines that the bar shows off the terminal; the log file has them."""
-    return not hasattr(record, "step")
+    return not hasattr(record, "is_progress")
 
 
 class StuckLoss(L.Callback):
-    """Says what to do when the loss does not leave ln(classes), that of guessing, and logs how long it took as
-    `train/images_until_learning`, in images.
+    """Measures how long the loss is stuck at chance, ln(classes), and warns if it is for long.
+
+    Logs `train/images_until_learning`, the number of images until the loss is more than 1 % lower.
 
     Arguments:
-        images: after so many with a loss within 1 % of ln(classes), one line names the remedies.
-        stop: ends the run once the loss is more than 1 % lower; for measuring (`sweep=claims/stuck_loss`).
+        images: warns after so many with a loss within 1 % of chance.
+        stop: ends the run when the loss is no longer stuck, to measure no more than that
+            (`sweep=claims/stuck_loss`).
     """
 
-    def __init__(self, images: int, stop: bool):
-        self.images, self.stop = images, stop
-        self.seen = self.flat = self.left = self.steps = 0
-        self.total: float | torch.Tensor = 0.0  # of the losses of so many steps
-        self.warned = False
+    AVERAGED_STEPS = 10
+    TOLERANCE = 0.01
+    SAVED = ("images_seen", "images_stuck", "images_until_learning", "summed_steps", "has_warned")
+
+    def __init__(self, images: PositiveInt, stop: bool):
+        self.images = images
+        self.stop = stop
+        self.images_seen = 0
+        self.images_stuck = 0
+        self.images_until_learning = 0  # 0: the loss is stuck as yet
+        self.has_warned = False
+        self.summed_steps = 0
+        self.summed_loss: float | Tensor = 0.0
 
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
         module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: STEP_OUTPUT,
+        batch: object,
         batch_idx: int,
     ) -> None:
-        assert isinstance(module, Classifier)
-        self.seen += trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        if self.left:
+        batch_size = get_data(trainer).batch_size
+        self.images_seen += batch_size
+        if self.images_until_learning:
             return
-        self.total += outputs[
-            "loss"
-        ].detach()  # read only every STEPS steps, since reading waits for the device
-        self.steps += 1
-        if self.steps < STEPS:
+        # Summed on the device and read only now and then, since reading waits for the device.
+        assert isinstance(outputs, Mapping)
+        self.summed_loss += outputs["loss"].detach()
+        self.summed_steps += 1
+        if self.summed_steps < self.AVERAGED_STEPS:
             return
-        ratio = float(self.total) / STEPS / math.log(len(module.classes))
-        self.total, self.steps = 0.0, 0
-        images = STEPS * trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        self.flat = self.flat + images if abs(ratio - 1) <= 0.01 else 0
-        if ratio < 0.99:
-            self.left = self.seen
+        chance = math.log(len(get_classifier(module).classes))
+        ratio = float(self.summed_loss) / self.AVERAGED_STEPS / chance
+        self.summed_loss = 0.0
+        self.summed_steps = 0
+        if abs(ratio - 1) <= self.TOLERANCE:
+            self.images_stuck += self.AVERAGED_STEPS * batch_size
+        else:
+            self.images_stuck = 0
+        if ratio < 1 - self.TOLERANCE:
+            self.images_until_learning = self.images_seen
             trainer.should_stop = self.stop
-        elif self.flat >= self.images and not self.warned and trainer.is_global_zero:
-            self.warned = True
-            log.warning(
-                "the loss has stayed within 1 %% of ln(%d) = %.2f for %d images: try model.init=authors or "
-                "kaiming, another optimizer.lr (now %g) or seed; see in the contact sheet that labels are right",
-                len(module.classes),
-                math.log(len(module.classes)),
-                self.flat,
-                trainer.optimizers[0].param_groups[0]["lr"],
-            )
+        elif self.images_stuck >= self.images and not self.has_warned:
+            self.has_warned = True
+            self._warn(trainer, chance)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.left:
-            module.log("train/images_until_learning", float(self.left))
-
-    def state_dict(self) -> dict[str, Any]:
-        names = ("seen", "flat", "left", "steps", "warned")
-        return {name: getattr(self, name) for name in names} | {"total": float(self.total)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
-
-
-class SaveBest(ModelCheckpoint):
-    """Lightning's, which by itself forgets the best error of a run whose folder was moved."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def moved(path: str) -> str:
-            return path.replace(state_dict["dirpath"], str(self.dirpath))
-
-        here = {
-            key: moved(value) if isinstance(value, str) else value
-            for key, value in state_dict.items()
-        }
-        here["best_k_models"] = {
-            moved(path): score for path, score in state_dict["best_k_models"].items()
-        }
-        super().load_state_dict(here)
-
-
-class Figures(L.Callback):
-    """TensorBoard images after each epoch: conv1's kernels by tower (Fig. 3) and eight validation images with their
-    five likeliest classes (Fig. 4 left)."""
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        from alexnet.training import figures
-
-        assert isinstance(module, Classifier)
-        if not trainer.loggers:
-            return
-        data: StoreData = trainer.datamodule  # type: ignore[attr-defined]
-        shown, labels, _ = figures.sample(data.store.splits["val"], 8)
-        # By every rank, since the net may be spread over them; not compiled once more for eight images.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            images = trainer.precision_plugin.convert_input(
-                data.augment.center(shown.to(module.device))
-            )
-            probabilities = module.net(images).float().softmax(1).cpu()
-            kernels = dict(module.net.named_parameters()).get("conv1.weight")
-            if isinstance(kernels, DTensor):
-                kernels = kernels.full_tensor()
+    def _warn(self, trainer: L.Trainer, chance: float) -> None:
         if not trainer.is_global_zero:
             return
-        board = trainer.logger.experiment  # type: ignore[union-attr]
-        step = (
-            trainer.global_step - 1
-        )  # counted as in Lightning's scalars; a resumed run forgets what comes after it
-        if kernels is not None:
-            towers = getattr(module.net, "towers", 1)
-            board.add_image(
-                "conv1/kernels", figures.kernels(kernels.detach().float().cpu(), towers), step
-            )
-        figure = figures.predictions(shown, labels, probabilities, data.store.names)
-        board.add_figure("validation/predictions", figure, step)
+        log.warning(
+            "the loss has been stuck at chance, within 1 %% of %.2f, for %d images: try "
+            "model.init=authors or kaiming, another optimizer.lr (now %g) or another seed, and "
+            "check the labels in the store's contact sheet",
+            chance,
+            self.images_stuck,
+            trainer.optimizers[0].param_groups[0]["lr"],
+        )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.images_until_learning:
+            module.log("train/images_until_learning", float(self.images_until_learning))
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in self.SAVED}
+        return {**state, "summed_loss": float(self.summed_loss)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+class LogFigures(L.Callback):
+    """Images in TensorBoard after each epoch; nothing where TensorBoard is not among the loggers.
+
+    `conv1/kernels` has the kernels of conv1 by tower (Fig. 3), and `validation/predictions` eight
+    validation images with their five likeliest classes (Fig. 4, left).
+    """
+
+    IMAGES = 8
+    ZOOM = 4  # of the kernels
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not boards:
+            return
+        data = get_data(trainer)
+        net = get_classifier(module).net
+        sample = sample_images(data.store.splits["val"], self.IMAGES)
+        # On every rank, since the net may be sharded.
+        views = data.augment.crop_center(sample.images.to(module.device))
+        probabilities = _predict(net, trainer.precision_plugin.convert_input(views))
+        kernels = _gather_kernels(net)
+        if not trainer.is_global_zero:
+            return
+        # Numbered as Lightning numbers its scalars, so that a resumed run drops what it repeats.
+        step = trainer.global_step - 1
+        for board in boards:
+            if kernels is not None:
+                towers = draw_kernels(kernels, getattr(net, "towers", 1))
+                pixels = np.asarray(stack_images(towers, self.ZOOM))
+                board.experiment.add_image("conv1/kernels", pixels, step, dataformats="HWC")
+            figure = draw_predictions(sample.images, sample.labels, probabilities, data.store.names)
+            board.experiment.add_figure("validation/predictions", figure, step)
+
+
+@torch.no_grad()
+def _predict(net: nn.Module, images: Tensor) -> Tensor:
+    with torch.compiler.set_stance("force_eager"):  # not compiled once more for eight images
+        logits: Tensor = net(images)
+    return logits.float().softmax(1).cpu()
+
+
+def _gather_kernels(net: nn.Module) -> Tensor | None:
+    """conv1's weight on the CPU; None if the net has no such layer. Called by every rank."""
+    weight: Tensor | None = dict(net.named_parameters()).get("conv1.weight")
+    if isinstance(weight, DTensor):
+        weight = weight.full_tensor()
+    return None if weight is None else weight.detach().float().cpu()

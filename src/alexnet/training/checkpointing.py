@@ -1,33 +1,192 @@
-"""What lets a run go on after any end: whole checkpoints, written often enough, and at a signal."""
+"""Checkpoints: what they hold, when they are written, and how a run resumes from one.
 
+A run resumes with the next batch and equals the uninterrupted run, however it was stopped. Its
+folder holds
+
+    next.ckpt      just written; its step's or epoch's numbers are not in the event file yet
+    last.ckpt      the newest published checkpoint, from which the run resumes
+    previous.ckpt  the one published before it, in case last.ckpt is corrupt
+    best.ckpt      the epoch with the least validation error
+
+`SaveLast` writes next.ckpt after every epoch, every few minutes within one and at a signal, and
+publishes it as last.ckpt when the next batch starts or training ends. By then Lightning has logged
+the numbers of that step or epoch. Had the run died in between, a resumed run would not log them
+again, and the curves would have a hole. A next.ckpt that was not published is ignored.
+
+Every checkpoint fits every parallel strategy: tensors are whole and optimizer state is numbered by
+the network's parameters. It also holds the counts of the epoch that it interrupts.
+"""
+
+import copy
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import TorchCheckpointIO
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+
+from alexnet.errors import UserError, join_problems
+from alexnet.training.metrics import Errors
+from alexnet.training.trainer_parts import get_log_interval, get_train_loader
 
 log = logging.getLogger(__name__)
+Contents = dict[str, Any]  # of a checkpoint file
 
 
-class AtomicIO(TorchCheckpointIO):
-    """A checkpoint appears under its name when all of it lies on the disk. Lightning's own is gathered in the folder
-    for temporary files, and copied from there if that is another disk."""
+# Reading ------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(file: Path) -> Contents:
+    """Lightning's checkpoint. Raises UserError if the file is corrupt."""
+    try:
+        return cast(Contents, torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch has no type of its own for it
+        reason = str(error).split("\n")[0]
+        raise UserError(f"checkpoint {file} is corrupt or incomplete: {reason}") from error
+
+
+def count_finished_epochs(checkpoint: Contents) -> int:
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+def select_weights(net: nn.Module, checkpoint: Contents) -> dict[str, Tensor]:
+    """The state dict of `net` in a checkpoint. Raises UserError if it is another network's."""
+    weights = _extract_weights(checkpoint)
+    expected = net.state_dict()
+    problems = []
+    for name in {**expected, **weights}:
+        saved_shape = _describe_shape(weights, name)
+        shape = _describe_shape(expected, name)
+        if saved_shape != shape:
+            problems.append(f"{name} is {saved_shape} in the checkpoint and {shape} in model=…")
+    if problems:
+        raise UserError(f"the checkpoint is of another network: {join_problems(problems, 3)}")
+    return weights
+
+
+def load_initial_weights(net: nn.Module, file: Path, layers: Sequence[str] | None) -> None:
+    """Copies `layers`, all if None, from another run's checkpoint into `net`.
+
+    Raises UserError if the network or the checkpoint lacks one, or has another shape.
+    """
+    saved = _extract_weights(read_checkpoint(file))
+    weights = net.state_dict()
+    present = {name.split(".")[0] for name in weights}
+    chosen = present if layers is None else set(layers)
+    missing = [layer for layer in layers or [] if layer not in present]
+    problems = [f"{layer} is not in the network" for layer in missing]
+    wanted = [name for name in weights if name.split(".")[0] in chosen]
+    for name in wanted:
+        if name not in saved:
+            problems.append(f"{name} is missing there")
+        elif saved[name].shape != weights[name].shape:
+            problems.append(f"{name} is {_describe_shape(saved, name)} there")
+    if problems:
+        raise UserError(
+            f"start.run={file.parent.parent} does not fit: {join_problems(problems, 3)}; "
+            "choose the layers to copy by start.layers"
+        )
+    net.load_state_dict({name: saved[name] for name in wanted}, strict=False)
+
+
+def _extract_weights(checkpoint: Contents) -> dict[str, Tensor]:
+    state: Mapping[str, Tensor] = checkpoint["state_dict"]
+    prefix = "net."  # `Classifier.net`
+    return {name[len(prefix) :]: x for name, x in state.items() if name.startswith(prefix)}
+
+
+def _describe_shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
+
+
+# What `Classifier` adds to a checkpoint, and what it restores -------------------------------------
+
+
+def make_portable(checkpoint: Contents, module: L.LightningModule) -> None:
+    """Brings an unsharded run's checkpoint into the form that every parallel strategy reads.
+
+    Lightning's model-parallel strategy, which writes this form by itself, numbers the optimizer's
+    state by the order of the module's parameters, not of the optimizer's groups; and it sends a
+    tensor's memory as it lies, so tensors are stored contiguous.
+    """
+    optimizer = module.optimizers()
+    assert isinstance(optimizer, LightningOptimizer)
+    state = checkpoint["optimizer_states"][0]
+    _renumber_parameters(state, optimizer, list(module.parameters()))
+    for tensors in (checkpoint["state_dict"], *state["state"].values()):
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.contiguous()
+
+
+def _renumber_parameters(
+    state: Contents, optimizer: LightningOptimizer, parameters: list[nn.Parameter]
+) -> None:
+    """Numbers an optimizer's saved state by the places of its parameters in `parameters`."""
+    places = {parameter: place for place, parameter in enumerate(parameters)}
+    new_numbers: dict[int, int] = {}
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        numbers = [places[parameter] for parameter in group["params"]]
+        new_numbers |= dict(zip(saved["params"], numbers, strict=True))
+        saved["params"] = numbers
+    # Copies, since the inner dicts are the running optimizer's own.
+    state["state"] = {new_numbers[old]: dict(entry) for old, entry in state["state"].items()}
+
+
+def copy_counts(errors: Errors) -> dict[str, Tensor]:
+    """What all processes have counted so far in this epoch."""
+    with errors.sync_context():
+        return cast(dict[str, Tensor], copy.deepcopy(errors.metric_state))
+
+
+def restore_counts(errors: Errors, counts: Mapping[str, Tensor]) -> None:
+    """Resumes an epoch's counts: the first process takes the sums of all."""
+    if dist.is_initialized() and dist.get_rank(errors.process_group) > 0:
+        return
+    for name, value in counts.items():
+        setattr(errors, name, value.to(errors.device))
+
+
+def set_loader_position(trainer: L.Trainer) -> None:
+    """Lets the first epoch start with the batch after the last one that was trained on.
+
+    Lightning restores a loader's state only if nothing has asked for the run's length before, which
+    the schedules do. Its own count of the epoch's batches is a private attribute.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress.current.state_dict()
+    position = progress["processed"] % int(trainer.num_training_batches)
+    get_train_loader(trainer).load_state_dict({"position": position})
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A checkpoint appears under its name when all of it is on the disk.
+
+    Lightning's own is written to the folder for temporary files and, where that is another disk,
+    copied from there.
+    """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+        self, checkpoint: Contents, path: str | Path, storage_options: object = None
     ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
+        unfinished = path.with_name(f"{path.name}.unfinished")
         with unfinished.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
@@ -35,96 +194,140 @@ class AtomicIO(TorchCheckpointIO):
         unfinished.replace(path)
 
 
-class SaveLast(Checkpoint):
-    """Writes last.ckpt after every epoch, every `minutes` within one, and at SIGTERM or SIGUSR1, which end the run; the
-    one before stays as previous.ckpt. Under SLURM, SIGUSR1 (`sbatch --signal=USR1@120`) also queues the job again.
+class State(Enum):
+    """Where `SaveLast` is between two checkpoints."""
 
-    Several devices ask each other at the logging interval whether one is due, so that all write at the same step.
+    TRAINING = auto()  # no next.ckpt
+    SAVED = auto()  # next.ckpt waits to be published
+    STOPPING = auto()  # likewise, and the run stops when it has been
+
+
+class SaveLast(Checkpoint):
+    """Saves last.ckpt after every epoch, every `minutes` within one, and at SIGTERM or SIGUSR1.
+
+    A signal stops the run. Under SLURM, SIGUSR1 (`sbatch --signal=USR1@120`) also requeues the job.
+    The checkpoint before last.ckpt stays as previous.ckpt.
+
+    Several processes ask each other every `trainer.log_every_n_steps` whether one of them wants to
+    save, so that all save after the same step.
     """
 
-    def __init__(self, dirpath: str, minutes: float):
-        self.file, self.minutes = Path(dirpath) / "last.ckpt", minutes
-        self.signal = self.ending = 0
-        self.written = False
-        self.next = self.file.with_name("next.ckpt")  # until its numbers stand in the event file
+    def __init__(self, dirpath: str, minutes: NonNegativeFloat):
+        folder = Path(dirpath)
+        self.next = folder / "next.ckpt"
+        self.last = folder / "last.ckpt"
+        self.previous = folder / "previous.ckpt"
+        self.minutes = minutes
+        self.state = State.TRAINING
+        self.signal = 0  # received by this process, or agreed on with the others; 0: none
+        self.saved_at = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.saved = time.monotonic()
-        for number in (
-            signal.SIGTERM,
-            signal.SIGUSR1,
-        ):  # Lightning's handlers exit with code 0 and save nothing
-            signal.signal(number, self._remember)
+        self.saved_at = time.monotonic()
+        # Instead of Lightning's handlers, which exit with code 0 and save nothing.
+        signal.signal(signal.SIGTERM, self._receive_signal)
+        signal.signal(signal.SIGUSR1, self._receive_signal)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+    def _receive_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.state is not State.STOPPING:
+            self.signal = number
 
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
         module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
     ) -> None:
-        done = batch_idx + 1
-        alone = trainer.world_size == 1
-        if done == trainer.num_training_batches or done % trainer.accumulate_grad_batches:
-            return  # soon saved with the epoch's validation; or in the middle of a step
-        if not alone and done // trainer.accumulate_grad_batches % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not self._is_time_to_ask(trainer, batch_idx + 1):
             return
-        wanted = [self.signal, int(time.monotonic() - self.saved >= 60 * self.minutes)]
-        number, due = wanted if alone else _greatest(wanted, module.device)
-        if number or due:
-            self._save(trainer)
-        self.ending = number
+        is_due = time.monotonic() - self.saved_at >= 60 * self.minutes
+        number, any_due = _find_greatest([self.signal, int(is_due)], trainer, module.device)
+        if number:
+            self.signal = number
+            self._save(trainer, State.STOPPING)
+        elif any_due:
+            self._save(trainer, State.SAVED)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._publish(
-            trainer
-        )  # only here, since the numbers of a step, and of an epoch, are logged after its end
-        if self.ending:
-            self._end(trainer, self.ending)
+    def _is_time_to_ask(self, trainer: L.Trainer, batches: int) -> bool:
+        """Whether a checkpoint may be saved after so many batches of the epoch."""
+        if batches == trainer.num_training_batches:
+            return False  # the epoch's end saves one after its validation
+        if batches % trainer.accumulate_grad_batches:
+            return False  # amid a step
+        if trainer.world_size == 1:
+            return True
+        steps = batches // trainer.accumulate_grad_batches
+        return steps % get_log_interval(trainer) == 0
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._save(trainer)
+        self._save(trainer, State.SAVED)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """The numbers of the step, or of the epoch, before this batch have been logged."""
+        is_stopping = self.state is State.STOPPING
+        self._publish(trainer)
+        if is_stopping:
+            self._stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._publish(trainer)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, state: State) -> None:
         trainer.save_checkpoint(self.next, weights_only=False)
-        self.saved, self.written = time.monotonic(), True
+        self.saved_at = time.monotonic()
+        self.state = state
 
     def _publish(self, trainer: L.Trainer) -> None:
-        if not self.written or not trainer.is_global_zero:
+        if self.state is State.TRAINING:
             return
-        if self.file.exists():
-            self.file.replace(self.file.with_name("previous.ckpt"))
-        self.next.replace(self.file)
-        self.written = False
+        self.state = State.TRAINING
+        if trainer.is_global_zero:
+            if self.last.exists():
+                self.last.replace(self.previous)
+            self.next.replace(self.last)
 
-    def _end(self, trainer: L.Trainer, number: int) -> None:
+    def _stop(self, trainer: L.Trainer) -> NoReturn:
         if not trainer.is_global_zero:
-            sys.exit(
-                0
-            )  # Lightning would kill the first process, which still has work to do, for any other code
-        folder = self.file.parents[1]
+            # For any other code Lightning would kill the first process before it is done.
+            sys.exit(0)
         log.info(
-            "%s after step %d: resume=%s goes on",
-            signal.Signals(number).name,
+            "%s after step %d: resume=%s continues the run",
+            signal.Signals(self.signal).name,
             trainer.global_step,
-            folder,
+            self.last.parents[1],
         )
-        if number == signal.SIGUSR1 and (job := os.environ.get("SLURM_JOB_ID")):
+        job = os.environ.get("SLURM_JOB_ID")
+        if self.signal == signal.SIGUSR1 and job:
             subprocess.run(["scontrol", "requeue", job])
-        sys.exit(128 + number)
+        sys.exit(128 + self.signal)
 
 
-def _greatest(values: list[int], device: torch.device) -> list[int]:
+def _find_greatest(
+    values: Sequence[int], trainer: L.Trainer, device: torch.device
+) -> Sequence[int]:
     """Each value's greatest over all processes."""
+    if trainer.world_size == 1:
+        return values
     tensor = torch.tensor(values, device=device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.tolist()
+
+
+class SaveBest(ModelCheckpoint):
+    """Lightning's, which forgets the best error of a run whose folder was moved."""
+
+    def load_state_dict(self, state_dict: Contents) -> None:
+        saved_folder: str = state_dict["dirpath"]
+        folder = str(self.dirpath)
+        state = dict(state_dict)
+        for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = state[key].replace(saved_folder, folder)
+        state["best_k_models"] = {
+            path.replace(saved_folder, folder): error
+            for path, error in state_dict["best_k_models"].items()
+        }
+        super().load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Exact top-k errors: integer counts, one topk for every k, each image once."""
+"""Exact top-k errors: integer counts, in which each image counts once."""
 
 from collections.abc import Sequence
 
@@ -6,57 +6,59 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from alexnet.errors import UserError
+
 
 class Errors(Metric):
-    """Top-k errors and the mean loss of weighted images; counts are summed over ranks.
+    """Top-k errors and the mean loss of images, summed over all processes.
 
-    `update(scores, labels, weights, loss)` takes (n, classes) logits or probabilities, (n,) labels, (n,) weights of 0
-    or 1 and (n,) losses. `compute()` gives {"top1_error": …, "top5_error": …, "loss": …} and raises FloatingPointError
-    if a score was not finite, ValueError if nothing was counted. Ties go to the lower class number, as
-    `torch.topk` has them.
+    Rows of weight 0 are padding and do not count. Ties go to the lower class number, as
+    `torch.topk` has them. With at most k classes, no image is a miss.
     """
 
     full_state_update = False
     misses: Tensor
     images: Tensor
     total_loss: Tensor
-    broken: Tensor
+    not_finite: Tensor
 
     def __init__(self, classes: int, ks: Sequence[int] = (1, 5)):
         super().__init__()
-        self.ks = [min(k, classes) for k in ks]
-        self.names = [f"top{k}_error" for k in ks]
+        self.ks = tuple(ks)
+        self.classes = classes
         self.add_state("misses", torch.zeros(len(ks), dtype=torch.int64), "sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), "sum")
         self.add_state("total_loss", torch.zeros((), dtype=torch.float64), "sum")
-        self.add_state("broken", torch.zeros((), dtype=torch.int64), "sum")
+        self.add_state("not_finite", torch.zeros((), dtype=torch.int64), "sum")
 
     @torch.no_grad()
-    def update(self, scores: Tensor, labels: Tensor, weights: Tensor, loss: Tensor) -> None:
-        counted = weights > 0
-        hits = scores.topk(max(self.ks), 1).indices == labels[:, None]
-        for i, k in enumerate(self.ks):
-            self.misses[i] += (~hits[:, :k].any(1) & counted).sum()
-        self.images += counted.sum()
+    def update(self, scores: Tensor, labels: Tensor, weights: Tensor, losses: Tensor) -> None:
+        """Counts (n, outputs) logits or probabilities, with (n,) labels, weights and losses."""
+        is_counted = weights > 0
+        places = [min(k, self.classes) for k in self.ks]
+        is_hit = scores.topk(max(places), 1).indices == labels[:, None]
+        for i, k in enumerate(places):
+            self.misses[i] += (~is_hit[:, :k].any(1) & is_counted).sum()
+        self.images += is_counted.sum()
         # A module in bfloat16 makes its metrics' states so, where 256 + 1 is 256.
-        self.total_loss = self.total_loss.double() + (loss * weights).sum()
-        self.broken += (~torch.isfinite(scores).all(1) & counted).sum()
+        self.total_loss = self.total_loss.double() + (losses * weights).sum()
+        self.not_finite += (~torch.isfinite(scores).all(1) & is_counted).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        if self.broken > 0:
-            raise FloatingPointError(
-                f"the net's output is not finite for {int(self.broken)} of {int(self.images)} images: "
-                "training has diverged; lower optimizer.lr"
+        """{"top1_error": …, "top5_error": …, "loss": …}; raises UserError if training diverged."""
+        if self.not_finite > 0:
+            raise UserError(
+                f"the network's output is not finite for {int(self.not_finite)} of "
+                f"{int(self.images)} images: training has diverged; lower optimizer.lr"
             )
         if self.images == 0:
-            raise ValueError("no image was counted")
-        errors = {name: self.misses[i] / self.images for i, name in enumerate(self.names)}
-        return errors | {"loss": self.total_loss / self.images}
+            raise ValueError("no images were counted")
+        values = {f"top{k}_error": self.misses[i] / self.images for i, k in enumerate(self.ks)}
+        values["loss"] = self.total_loss / self.images
+        return values
 
-    def counts(self) -> dict[str, int]:
-        """The integers behind the errors; call it within `sync_context()` for those of all ranks."""
-        named = {
-            name.replace("error", "misses"): int(self.misses[i])
-            for i, name in enumerate(self.names)
-        }
-        return named | {"images": int(self.images)}
+    def read_counts(self) -> dict[str, int]:
+        """The integers behind the errors; within `sync_context()`, those of all processes."""
+        counts = {f"top{k}_misses": int(self.misses[i]) for i, k in enumerate(self.ks)}
+        counts["images"] = int(self.images)
+        return counts

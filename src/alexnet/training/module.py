@@ -1,23 +1,35 @@
 """The LightningModule: what one training step and one validation step are."""
 
-import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import (
+    LRSchedulerConfigType,
+    LRSchedulerTypeUnion,
+    OptimizerLRScheduler,
+)
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alexnet import rng
 from alexnet.data.datamodule import Batch
 from alexnet.nets.layers import Dropout
-from alexnet.parallel.strategies import DataParallel
+from alexnet.parallel.strategies import ParallelStrategy
 from alexnet.parallel.tensor_parallel import clip_gradient_norm
+from alexnet.training.checkpointing import (
+    copy_counts,
+    make_portable,
+    restore_counts,
+    set_loader_position,
+)
 from alexnet.training.metrics import Errors
+from alexnet.training.schedules import SchedulerConfig
+from alexnet.training.trainer_parts import get_log_interval
 
 
 class Classifier(L.LightningModule):
@@ -27,148 +39,134 @@ class Classifier(L.LightningModule):
         net: images to logits.
         classes: names, one for each output.
         optimizer: builds the optimizer from the net.
-        schedule: builds Lightning's scheduler entry from the optimizer and the steps of the run and of an epoch.
-        form: how the net spreads over devices.
-        seed: of dropout, with the step and the images' ids, so that every number of devices and a resumed run agree.
-        config: the run's whole configuration, kept in every checkpoint as plain values.
+        schedule: builds Lightning's scheduler configuration from the optimizer and the number of
+            steps of the run and of an epoch.
+        parallel: how the net is spread over devices.
+        seed: of dropout, together with the step and the images' ids, so that the numbers are the
+            same on any number of devices and in a resumed run.
+        config: the run's whole configuration as plain values, kept in every checkpoint.
     """
 
     def __init__(
         self,
+        *,
         net: nn.Module,
         classes: list[str],
-        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-        schedule: Callable[[torch.optim.Optimizer, int, int], dict[str, Any]],
-        form: DataParallel,
+        optimizer: Callable[[nn.Module], Optimizer],
+        schedule: Callable[[Optimizer, int, int], SchedulerConfig],
+        parallel: ParallelStrategy,
         seed: int,
         config: dict[str, Any],
     ):
         super().__init__()
-        self.net, self.classes, self.seed, self.config = net, classes, seed, config
-        self.build_optimizer, self.build_schedule, self.form = optimizer, schedule, form
-        self.is_split = False
-        self.train_errors, self.val_errors = Errors(len(classes)), Errors(len(classes))
+        self.net = net
+        self.classes = classes
+        self.build_optimizer = optimizer
+        self.build_schedule = schedule
+        self.parallel = parallel
+        self.is_parallelized = False
+        self.seed = seed
+        self.config = config
+        self.train_errors = Errors(len(classes))
+        self.val_errors = Errors(len(classes))
         self.val_counts: dict[str, int] = {}
-        self.counted: dict[str, Tensor] = {}  # of an epoch that was broken off
+        self.interrupted_counts: dict[str, Tensor] = {}  # of the epoch that a checkpoint interrupts
 
-    def configure_model(self) -> None:  # Lightning calls it before each of fit, validate and test
-        if self.device_mesh is None or self.is_split:
+    def configure_model(self) -> None:
+        """Spreads the net; Lightning calls it before each of fit, validate and test."""
+        if self.device_mesh is None or self.is_parallelized:
             return
-        self.net.to(self.trainer.strategy.root_device).to(
-            memory_format=torch.contiguous_format
-        )  # as FSDP needs it
-        group = self.form.split(self.net, self.device_mesh)
-        self.train_errors.process_group = self.val_errors.process_group = group
-        self.is_split = True
+        self.net.to(self.trainer.strategy.root_device)
+        self.net.to(memory_format=torch.contiguous_format)  # as FSDP needs it
+        counting_group = self.parallel.parallelize(self.net, self.device_mesh)
+        self.train_errors.process_group = counting_group
+        self.val_errors.process_group = counting_group
+        self.is_parallelized = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels, weights, ids = batch
-        keys = self.form.rows(rng.make_keys(self.seed, self.global_step, ids), self.device_mesh)
-        for layer in self.net.modules():
-            if isinstance(layer, Dropout):
-                layer.keys = keys
-        logits = self.net(images)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        self.train_errors.update(logits, labels, weights, losses.detach())
+        keys = rng.make_keys(self.seed, self.global_step, batch.ids)
+        set_dropout_keys(self.net, self.parallel.gather_keys(keys, self.device_mesh))
+        logits = self.net(batch.images)
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        self.train_errors.update(logits, batch.labels, batch.weights, losses.detach())
         loss = losses.mean()
-        # Only when it is written, since each call takes half a ms; not on the bar, for which Lightning reads it back.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        # Only on logging steps: self.log costs half a millisecond, and a progress bar would read
+        # the loss back from the device at every step.
+        if (self.global_step + 1) % get_log_interval(self.trainer) == 0:
             self.log("train/loss", loss, sync_dist=True)
         return loss
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if (
-            gradient_clip_val
-            and gradient_clip_algorithm != "value"
-            and self.device_mesh is not None
-        ):
+        by_norm = gradient_clip_algorithm != "value"
+        if gradient_clip_val and by_norm and self.device_mesh is not None:
             clip_gradient_norm(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_end(self) -> None:
-        self._log_errors("train", self.train_errors)
+        errors = self.train_errors.compute()  # summed over processes by torchmetrics
+        self._log_errors(errors, "train", loss_tag="train/epoch_loss")
+        self.train_errors.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, labels, weights, _ = batch
-        logits = self.net(images)
-        self.val_errors.update(
-            logits, labels, weights, F.cross_entropy(logits, labels, reduction="none")
-        )
+        logits = self.net(batch.images)
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        self.val_errors.update(logits, batch.labels, batch.weights, losses)
 
     def on_validation_epoch_end(self) -> None:
         with self.val_errors.sync_context():
-            self.val_counts = self.val_errors.counts()
-        errors = self._log_errors("val", self.val_errors)
-        rule = self.lr_schedulers()
-        if isinstance(rule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
-            rule.step(errors["top1_error"])
+            self.val_counts = self.val_errors.read_counts()
+        errors = self.val_errors.compute()
+        self._log_errors(errors, "val", loss_tag="val/loss")
+        self.val_errors.reset()
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            scheduler.step(errors["top1_error"])
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Lightning would step the plateau rule after the checkpoint is written, and a resumed run would miss it."""
+    def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any) -> None:
+        """Lightning would step the plateau rule after the checkpoint has been written.
+
+        A resumed run would then miss that step.
+        """
         if not isinstance(scheduler, ReduceLROnPlateau):
             super().lr_scheduler_step(scheduler, metric)
 
-    def _log_errors(self, stage: str, errors: Errors) -> dict[str, Tensor]:
-        values = errors.compute()  # summed over ranks by torchmetrics
-        loss = {
-            f"{stage}/epoch_loss" if stage == "train" else f"{stage}/loss": values.pop(
-                "loss"
-            ).float()
-        }
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()} | loss)
-        errors.reset()
-        return values
+    def _log_errors(self, errors: dict[str, Tensor], stage: str, loss_tag: str) -> None:
+        values = {f"{stage}/{name}": x for name, x in errors.items() if name != "loss"}
+        values[loss_tag] = errors["loss"].float()
+        self.log_dict(values)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.build_optimizer(self.net)
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        epoch_steps = math.ceil(
-            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        )
+        total_steps = int(self.trainer.estimated_stepping_batches)  # first: it sets up the data
+        epoch_batches = self.trainer.num_training_batches
+        epoch_steps = math.ceil(epoch_batches / self.trainer.accumulate_grad_batches)
         schedule = self.build_schedule(optimizer, total_steps, epoch_steps)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": cast(LRSchedulerConfigType, schedule)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"], checkpoint["classes"] = self.config, self.classes
-        with self.train_errors.sync_context():
-            checkpoint["train_errors"] = copy.deepcopy(self.train_errors.metric_state)
-        if self.device_mesh is not None:
-            return
-        optimizer = checkpoint["optimizer_states"][0]
-        self._number_by_position(optimizer)
-        # Ordinary strides: the model-parallel strategy sends a tensor's memory as it lies.
-        for tensors in (checkpoint["state_dict"], *optimizer["state"].values()):
-            tensors.update({name: value.contiguous() for name, value in tensors.items()})
+        checkpoint["config"] = self.config
+        checkpoint["classes"] = self.classes
+        checkpoint["train_errors"] = copy_counts(self.train_errors)
+        if self.device_mesh is None:
+            make_portable(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.counted = checkpoint["train_errors"]
+        self.interrupted_counts = checkpoint["train_errors"]
 
     def on_train_start(self) -> None:
-        """Goes on within an epoch: the loader at the next batch, the first process's counts from the sums of all."""
-        loader: Any = self.trainer.train_dataloader
-        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        # Lightning loads it only if nothing asked for the run's length before.
-        loader.load_state_dict(
-            {"position": batches.processed % int(self.trainer.num_training_batches)}
-        )
-        group = self.train_errors.process_group
-        if self.counted and (not dist.is_initialized() or dist.get_rank(group) == 0):
-            for name, value in self.counted.items():
-                setattr(self.train_errors, name, value.to(self.device))
-            self.counted = {}
+        set_loader_position(self.trainer)
+        restore_counts(self.train_errors, self.interrupted_counts)
+        self.interrupted_counts = {}
 
-    def _number_by_position(self, state: dict[str, Any]) -> None:
-        """Renumbers an optimizer's state from the order of its groups to that of the parameters, in which Lightning's
-        model-parallel strategy reads and writes it; then one file fits every form."""
-        position = {parameter: i for i, parameter in enumerate(self.parameters())}
-        number: dict[int, int] = {}
-        for saved, group in zip(state["param_groups"], self.optimizers().param_groups, strict=True):  # type: ignore[union-attr]
-            places = [position[parameter] for parameter in group["params"]]
-            number |= dict(zip(saved["params"], places, strict=True))
-            saved["params"] = places
-        state["state"] = {
-            number[i]: dict(value) for i, value in state["state"].items()
-        }  # not the optimizer's own
+
+def set_dropout_keys(net: nn.Module, keys: Tensor) -> None:
+    """Lets each image's key decide which units are dropped in the next forward pass."""
+    for layer in net.modules():
+        if isinstance(layer, Dropout):
+            layer.keys = keys

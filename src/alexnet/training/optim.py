@@ -1,114 +1,158 @@
-"""The paper's update rule and what it is applied to."""
+"""The paper's update rule and the parameter groups it is applied to."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, overload
 
 import torch
+from annotated_types import Interval
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.sgd import sgd
 
+from alexnet.errors import UserError, join_problems
+
+Group = dict[str, Any]  # of an optimizer: its parameters, their options and its name
+
 
 class SGD(torch.optim.Optimizer):
-    """Momentum and decay as in §5 of the paper, with the rate ε inside the velocity:
+    """Momentum and weight decay as in §5 of the paper: the learning rate ε is in the velocity.
 
         v ← momentum · v - decay · ε · w - ε · ∂L/∂w,    w ← w + v
 
-    torch's SGD keeps ε outside. The two agree while ε is constant; after a drop, here the old velocity keeps its
-    pace for some ten steps. A group with ε = 0 stands still: no decay, no coasting (`weights.cu` of 2012).
+    torch's SGD keeps ε outside. The two agree while ε is constant; after ε falls, the old velocity
+    lasts for some ten more steps here. A group with ε = 0 is frozen: it neither decays nor keeps
+    moving by its velocity (as in `weights.cu` of 2012).
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float, weight_decay: float):
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[Group],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ):
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        for name, value in options.items():
             if value < 0:
-                raise ValueError(f"optimizer.{name}={value} must not be negative")
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+                raise UserError(f"optimizer.{name}={value} must not be negative")
+        super().__init__(params, options)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
-    def step(self, closure=None):  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            self._update(group)
+            self._update_group(group)
         return loss
 
-    def _update(self, group: dict[str, Any]) -> None:
-        weights = [p for p in group["params"] if p.grad is not None]
-        for p in weights:  # also with ε = 0: torch's loading of spread checkpoints takes such a step to make the state
-            velocity = self.state[p].get("velocity")
-            self.state[p]["velocity"] = (
-                torch.zeros_like(p) if velocity is None else _laid_out(velocity, p)
-            )
-        if not weights or group["lr"] == 0:
+    def _update_group(self, group: Group) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        # Also where ε = 0: to create the state, torch's loading of sharded checkpoints takes a
+        # step with such a learning rate.
+        for p in parameters:
+            self._prepare_velocity(p)
+        if not parameters or group["lr"] == 0:
             return
-        rate, momentum = group["lr"], group["momentum"]
-        # One pass over memory. torch's kernel has v ← momentum · v + (1 - dampening) · (decay · w - g), w ← w - lr · v,
-        # and without momentum no v.
+        lr: float = group["lr"]
+        momentum: float = group["momentum"]
+        # One pass over memory by torch's fused kernel, which with maximize=True computes
+        #   v ← momentum · v + (1 - dampening) · (-weight_decay · w - g),  w ← w - lr · v
+        # and without momentum skips v: w ← w - lr · (-weight_decay · w - g).
         sgd(
-            [_local(p) for p in weights],
-            [_local(_laid_out(p.grad, p)) for p in weights],
-            [_local(self.state[p]["velocity"]) for p in weights],
+            [_get_shard(p) for p in parameters],
+            [_get_shard(_match_layout(p.grad, p)) for p in parameters],
+            [_get_shard(self.state[p]["velocity"]) for p in parameters],
             fused=True,
             foreach=False,
             maximize=True,
             nesterov=False,
             weight_decay=-group["weight_decay"],
             momentum=momentum,
-            dampening=1 - rate,
-            lr=-1.0 if momentum else -rate,
+            dampening=1 - lr,
+            lr=-1.0 if momentum else -lr,
         )
 
+    def _prepare_velocity(self, parameter: Tensor) -> None:
+        """Creates the velocity, or lays a loaded one out as the parameter."""
+        state = self.state[parameter]
+        if "velocity" in state:
+            state["velocity"] = _match_layout(state["velocity"], parameter)
+        else:
+            state["velocity"] = torch.zeros_like(parameter)
 
-def _laid_out(x: Any, like: Tensor) -> Tensor:
+
+def _match_layout(x: Tensor, like: Tensor) -> Tensor:
     """`x` in the memory layout of `like`, on which the fused kernel relies."""
     if isinstance(like, DTensor):
+        assert isinstance(x, DTensor)
         x = x.redistribute(placements=like.placements)
-    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+    if x.stride() == like.stride():
+        return x
+    return torch.empty_like(like).copy_(x)
 
 
-def _local(x: Tensor) -> Tensor:
-    """This device's part of a tensor that is spread over several."""
+def _get_shard(x: Tensor) -> Tensor:
+    """This device's shard of a tensor; all of one that is not sharded."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def build_sgd(
     net: nn.Module,
     *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    bias_lr_factor: float,
+    lr: NonNegativeFloat,
+    momentum: Annotated[float, Interval(ge=0, lt=1)],
+    weight_decay: NonNegativeFloat,
+    bias_lr_factor: NonNegativeFloat,
     decay_biases: bool,
     separate_layers: Sequence[str] = (),
 ) -> SGD:
-    """`SGD` over two groups of the net's parameters, `weights` and `biases`, and two more for each layer `separate_layers`.
+    """`SGD` with the parameter groups `weights` and `biases`.
 
     Arguments:
-        lr: ε of the weights; biases have lr · bias_lr_factor (2 in the authors' code, 1 in the paper's text).
-        momentum: 0.9 in the paper. weight_decay: 0.0005.
-        decay_biases: False as in the authors' code.
-        separate_layers: layers with groups of their own, such as `conv1.weights`, whose rates a schedule can tell separate_layers.
+        lr: ε of the weights.
+        momentum: 0.9 in the paper.
+        weight_decay: 0.0005 in the paper.
+        bias_lr_factor: ε of the biases, as a multiple of `lr`: 2 in the authors' code, 1 in the
+            paper's text.
+        decay_biases: False in the authors' code.
+        separate_layers: layers with parameter groups of their own, such as `conv1.weights` and
+            `conv1.biases`, for schedules that treat these layers differently.
     """
+    groups: list[Group] = []
+    for name, parameters in _group_parameters(net, separate_layers).items():
+        group: Group = {"name": name, "params": parameters}
+        if name.endswith("biases"):
+            group["lr"] = lr * bias_lr_factor
+            group["weight_decay"] = weight_decay * decay_biases
+        groups.append(group)
+    return SGD(groups, lr, momentum, weight_decay)
+
+
+def _group_parameters(
+    net: nn.Module, separate_layers: Sequence[str]
+) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each group, by the group's name; `weights` and `biases` come first."""
     missing = [layer for layer in separate_layers if not hasattr(net, layer)]
     if missing:
-        raise ValueError(f"optimizer.separate_layers: the network has no {', '.join(missing)}")
-    members: dict[str, list[nn.Parameter]] = {}
-    for prefix in ("", *(f"{layer}." for layer in separate_layers)):
-        members |= {f"{prefix}weights": [], f"{prefix}biases": []}
-    for name, p in net.named_parameters():
-        layer, kind = name.split(".")[0], "biases" if name.endswith("bias") else "weights"
-        members[f"{layer}.{kind}" if layer in separate_layers else kind].append(p)
-    groups = [
-        {"name": name, "params": params}
-        if name.endswith("weights")
-        else {
-            "name": name,
-            "params": params,
-            "lr": lr * bias_lr_factor,
-            "weight_decay": weight_decay * decay_biases,
-        }
-        for name, params in members.items()
-    ]
-    return SGD(groups, lr, momentum, weight_decay)
+        raise UserError(
+            f"optimizer.separate_layers: the network has no {join_problems(missing)}; its layers "
+            f"are {', '.join(name for name, _ in net.named_children())}"
+        )
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": []}
+    for layer in separate_layers:
+        groups[f"{layer}.weights"] = []
+        groups[f"{layer}.biases"] = []
+    for name, parameter in net.named_parameters():
+        layer = name.split(".")[0]
+        kind = "biases" if name.endswith("bias") else "weights"
+        groups[f"{layer}.{kind}" if layer in separate_layers else kind].append(parameter)
+    return groups

@@ -1,61 +1,113 @@
-"""How the rate falls. Each takes the optimizer, the run's length and an epoch's in steps, and gives Lightning's
-scheduler entry."""
+"""How the learning rate falls during a run.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+Each schedule takes the optimizer and the number of steps of the run and of an epoch, and returns
+Lightning's configuration of a scheduler. `plateau` reacts to the validation error, `steps` and
+`linear` multiply the optimizer's learning rates, and `recorded` replaces them by those of a net of
+2012, for each parameter group its own.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal, NotRequired
+
+from annotated_types import Interval
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import with_config as with_pydantic_config
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-ERROR = "val/top1_error"
+from alexnet.errors import UserError, join_problems
+
+MONITORED = "val/top1_error"
 
 
-def drops(
+class SchedulerConfig(TypedDict):
+    """A scheduler, and when Lightning steps it."""
+
+    scheduler: LRScheduler | ReduceLROnPlateau
+    interval: Literal["epoch", "step"]
+    monitor: NotRequired[str]
+
+
+def plateau(
     optimizer: Optimizer,
     total_steps: int,
     epoch_steps: int,
     *,
-    epochs: Sequence[int] | None,
-    factor: float,
-    patience: int,
-    threshold: float,
-    drops: int,
-) -> dict[str, Any]:
-    """Multiplies the rate by `factor` when each of `epochs` is done: a recorded run's drops. Without them, the paper's
-    rule: when the validation error has not fallen by `threshold` (of 1) for more than `patience` epochs, `drops` times
-    at most."""
-    if epochs is not None:
-        return {"scheduler": MultiStepLR(optimizer, list(epochs), factor), "interval": "epoch"}
-    floors = [group["lr"] * factor**drops for group in optimizer.param_groups]
-    rule = ReduceLROnPlateau(
+    factor: Annotated[float, Interval(gt=0, lt=1)],
+    patience: NonNegativeInt,
+    threshold: NonNegativeFloat,
+    max_drops: NonNegativeInt,
+) -> SchedulerConfig:
+    """The paper's rule: the learning rate drops when the validation error stops improving.
+
+    Arguments:
+        factor: multiplies the learning rate.
+        patience: after more than so many epochs without an improvement.
+        threshold: an improvement is a top-1 error that is lower by at least this, as a fraction.
+        max_drops: how often at most.
+    """
+    lowest = [group["lr"] * factor**max_drops for group in optimizer.param_groups]
+    scheduler = ReduceLROnPlateau(
         optimizer,
-        "min",
-        factor,
-        patience,
+        mode="min",
+        factor=factor,
+        patience=patience,
         threshold=threshold,
         threshold_mode="abs",
-        min_lr=floors,
+        min_lr=lowest,
         eps=0,
     )
-    return {"scheduler": rule, "interval": "epoch", "monitor": ERROR}
+    return {"scheduler": scheduler, "interval": "epoch", "monitor": MONITORED}
+
+
+def steps(
+    optimizer: Optimizer,
+    total_steps: int,
+    epoch_steps: int,
+    *,
+    epochs: Sequence[PositiveInt],
+    factor: PositiveFloat,
+) -> SchedulerConfig:
+    """Multiplies the learning rate by `factor` at the end of each of `epochs`."""
+    return {"scheduler": MultiStepLR(optimizer, list(epochs), factor), "interval": "epoch"}
 
 
 def linear(
-    optimizer: Optimizer, total_steps: int, epoch_steps: int, *, warmup: float
-) -> dict[str, Any]:
-    """Up from 0 over the first `warmup` (a share of the run), then down to 0 at its end."""
+    optimizer: Optimizer,
+    total_steps: int,
+    epoch_steps: int,
+    *,
+    warmup: Annotated[float, Interval(ge=0, lt=1)],
+) -> SchedulerConfig:
+    """Rises from 0 during `warmup`, a fraction of the run, then falls to 0 at its end."""
     if not 0 <= warmup < 1:
-        raise ValueError(f"schedule.warmup={warmup} is a share of the run and must lie in [0, 1)")
-    rising = warmup * total_steps
+        raise UserError(f"schedule.warmup={warmup} is a fraction of the run: at least 0, below 1")
+    warmup_steps = warmup * total_steps
 
-    def rate(step: int) -> float:
-        return (
-            (step + 1) / rising
-            if step < rising
-            else (total_steps - step) / max(total_steps - rising, 1)
-        )
+    def scale(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return (total_steps - step) / max(total_steps - warmup_steps, 1)
 
-    return {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
+    return {"scheduler": LambdaLR(optimizer, scale), "interval": "step"}
+
+
+@with_pydantic_config(ConfigDict(extra="forbid"))
+class Curve(TypedDict):
+    """A learning rate that goes from `first` to `last` over the whole run.
+
+    `dexp` takes `steps` equal steps, at least 2. From epoch `stop` on the learning rate is 0.
+    """
+
+    shape: Literal["linear", "exp", "dexp"]
+    first: PositiveFloat
+    last: PositiveFloat
+    steps: NotRequired[PositiveInt]
+    stop: NotRequired[NonNegativeFloat]
+
+
+Steps = Sequence[tuple[NonNegativeFloat, NonNegativeFloat]]
 
 
 def recorded(
@@ -63,59 +115,112 @@ def recorded(
     total_steps: int,
     epoch_steps: int,
     *,
-    rates: dict[str, Sequence[Sequence[float]] | dict[str, Any]],
-) -> dict[str, Any]:
-    """The rates of a net of 2012, for each of the optimizer's groups its own; they replace `optimizer.lr`.
+    learning_rates: Mapping[str, Steps | Curve],
+) -> SchedulerConfig:
+    """The learning rates of a net of 2012; they replace `optimizer.lr`.
 
-    A group's entry is a list of [epoch, rate], each from that epoch on (2.16 is an epoch and 16 % of the next), or
-    `{shape, first, last, steps, stop}`: one of `SHAPES` over the run, with rate 0 from epoch `stop` on if it is given.
-    A layer's group without an entry follows `weights` or `biases`. Raises ValueError for an entry without a group.
+    Arguments:
+        learning_rates: for each parameter group of the optimizer, a list of [epoch, learning rate],
+            each from that epoch on (2.16 is 16 % into the third epoch), or a `Curve`. A layer's
+            group without an entry follows `weights` or `biases`.
     """
-    names = [group["name"] for group in optimizer.param_groups]
-    if unknown := set(rates) - set(names):
-        raise ValueError(
-            f"schedule.rates has {', '.join(sorted(unknown))}: name these layers in optimizer.separate_layers"
-        )
+    groups: list[str] = [group["name"] for group in optimizer.param_groups]
+    _check_groups(groups, learning_rates)
+    functions = []
+    for name in groups:
+        key = name if name in learning_rates else _get_kind(name)
+        functions.append(_build_function(key, learning_rates[key], total_steps, epoch_steps))
     for group in optimizer.param_groups:
-        group["lr"] = 1.0  # which the rates multiply
-    entries = [rates[name if name in rates else name.split(".")[-1]] for name in names]
-    curves = [_curve(entry, total_steps, epoch_steps) for entry in entries]
-    return {"scheduler": LambdaLR(optimizer, curves), "interval": "step"}
+        group["lr"] = 1.0  # which the scheduler multiplies
+    return {"scheduler": LambdaLR(optimizer, functions), "interval": "step"}
 
 
-def _curve(entry: Any, total_steps: int, epoch_steps: int) -> Callable[[int], float]:
-    """The rate at a step."""
-    if isinstance(entry, dict):
-        shape, stop = SHAPES[entry["shape"]], entry.get("stop")
-        first, last, steps = entry["first"], entry["last"], entry.get("steps", 1)
-
-        def shaped(step: int) -> float:
-            if stop is not None and step >= stop * epoch_steps:
-                return 0.0
-            return shape(min(step / total_steps, 1.0), first, last, steps)
-
-        return shaped
-
-    def listed(step: int) -> float:
-        return [rate for epoch, rate in entry if step >= round(epoch * epoch_steps)][-1]
-
-    return listed
+def _get_kind(group: str) -> str:
+    """`weights` of `conv1.weights`."""
+    return group.split(".")[-1]
 
 
-def _dexp(progress: float, first: float, last: float, steps: int) -> float:
-    return _exp(min(int(progress * steps), steps - 1) / (steps - 1), first, last, steps)
+def _check_groups(groups: Sequence[str], learning_rates: Mapping[str, object]) -> None:
+    """Each entry needs a parameter group, and each group an entry."""
+    valid = [name for name in learning_rates if _get_kind(name) in ("weights", "biases")]
+    invalid = [name for name in learning_rates if name not in valid]
+    if invalid:
+        raise UserError(
+            f"schedule.learning_rates has {join_problems(invalid)}: choose weights, biases or "
+            "those of one layer, such as conv1.weights"
+        )
+    separate = [name.split(".")[0] for name in groups if "." in name]
+    missing = [name.split(".")[0] for name in learning_rates if name not in groups]
+    if missing:
+        needed = ", ".join(dict.fromkeys(missing))
+        layers = ",".join(dict.fromkeys(separate + missing))
+        raise UserError(
+            f"schedule.learning_rates needs parameter groups for {needed}: "
+            f"add optimizer.separate_layers=[{layers}]"
+        )
+    for group in groups:
+        if group not in learning_rates and _get_kind(group) not in learning_rates:
+            raise UserError(
+                f"schedule.learning_rates has nothing for {group}: add {_get_kind(group)}"
+            )
 
 
-def _exp(progress: float, first: float, last: float, steps: int) -> float:
-    return first * (last / first) ** progress
+def _build_function(
+    name: str, entry: Steps | Curve, total_steps: int, epoch_steps: int
+) -> Callable[[int], float]:
+    """The learning rate as a function of the step."""
+    if isinstance(entry, Mapping):
+        return _build_curve(name, entry, total_steps, epoch_steps)
+    epochs = [epoch for epoch, _ in entry]
+    if not epochs or epochs[0] != 0 or epochs != sorted(epochs):
+        raise UserError(f"schedule.learning_rates.{name}: epochs must start at 0 and ascend")
+    starts = [(round(epoch * epoch_steps), value) for epoch, value in entry]
+
+    def read_list(step: int) -> float:
+        started = [value for start, value in starts if step >= start]
+        return started[-1]
+
+    return read_list
 
 
-def _linear(progress: float, first: float, last: float, steps: int) -> float:
+def _build_curve(
+    name: str, curve: Curve, total_steps: int, epoch_steps: int
+) -> Callable[[int], float]:
+    shape = SHAPES[curve["shape"]]
+    first = curve["first"]
+    last = curve["last"]
+    count = curve.get("steps", 1)
+    stop = curve.get("stop")
+    if curve["shape"] == "dexp" and count < 2:
+        raise UserError(f"schedule.learning_rates.{name}.steps={count}: dexp needs at least 2")
+
+    def read_curve(step: int) -> float:
+        if stop is not None and step >= stop * epoch_steps:
+            return 0.0
+        progress = min(step / total_steps, 1.0)
+        return shape(progress, first, last, count)
+
+    return read_curve
+
+
+# The shapes of src/lr.cu, from `first` at progress 0 to `last` at progress 1.
+def _interpolate_linearly(progress: float, first: float, last: float, steps: int) -> float:
     return first * (1 - progress) + last * progress
 
 
+def _interpolate_exponentially(progress: float, first: float, last: float, steps: int) -> float:
+    ratio: float = (last / first) ** progress
+    return first * ratio
+
+
+def _interpolate_in_steps(progress: float, first: float, last: float, steps: int) -> float:
+    """`exp` in as many equal steps."""
+    step = min(int(progress * steps), steps - 1)
+    return _interpolate_exponentially(step / (steps - 1), first, last, steps)
+
+
 SHAPES = {
-    "linear": _linear,
-    "exp": _exp,
-    "dexp": _dexp,
-}  # of src/lr.cu; dexp is exp in `steps` equal treads
+    "linear": _interpolate_linearly,
+    "exp": _interpolate_exponentially,
+    "dexp": _interpolate_in_steps,
+}
