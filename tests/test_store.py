@@ -367,6 +367,20 @@ def many_shards(tmp_path: Path) -> Store:
     return make_store(tmp_path / "store", ["a"], train=train, val=(pixels[:1], labels[:1]))
 
 
+def test_a_store_may_have_more_shards_than_the_system_opens_files_at_first(many_shards: Store):
+    script = (
+        "import resource, sys\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))\n"
+        "import numpy as np\n"
+        "from alexnet.data.store import open_store\n"
+        "split = open_store(sys.argv[1]).splits['train']\n"
+        "split.images(np.arange(0, 100_000, 256))\n"
+    )
+    finished = run_command("-c", script, str(many_shards.folder))
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_opening_a_store_touches_neither_images_nor_shards(many_shards: Store):
     shards = LocalShards(many_shards.folder)
     calls = count_calls(lambda: Store(shards))

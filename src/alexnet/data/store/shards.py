@@ -18,6 +18,7 @@ that was just downloaded, before it is mapped. Then it is downloaded again.
 import hashlib
 import mmap
 import os
+import resource
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 DOWNLOADS = 8  # at a time, which hides their latency
+OPEN_FILES = 10_240  # ImageNet has 5,201 shards; macOS allows no more
 
 
 class Shard:
@@ -86,6 +88,7 @@ class LocalShards(Shards):
     limit = None
 
     def __init__(self, folder: str | Path):
+        raise_open_file_limit()
         self.home = str(folder)
         self.folder = Path(folder)
         self.opened: dict[str, Shard] = {}
@@ -111,6 +114,7 @@ class RemoteShards(Shards):
     """
 
     def __init__(self, url: str, cache: Path, limit: int):
+        raise_open_file_limit()
         self.home = url
         self.limit = limit
         self.system, self.path = _open_file_system(url)
@@ -203,6 +207,17 @@ class RemoteShards(Shards):
             f"data.folder={self.home}: can't download {name} ({reason}); "
             "check the address, the network and your access to it"
         )
+
+
+def raise_open_file_limit() -> None:
+    """Lets the process map thousands of shards, each of which keeps a file open.
+
+    Most systems allow a process 1,024 files, and more if it asks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open_file_system(url: str) -> "tuple[AbstractFileSystem, str]":
