@@ -132,9 +132,10 @@ class Loader:
         self, split: Split, sampler: BatchSampler, threads: int = 2, device: torch.device = CPU
     ):
         self.split = split
-        # Lightning looks for an attribute of this name, as torch's DataLoader has it, and calls its
-        # `set_epoch` before each epoch.
+        # Lightning expects these two names of torch's DataLoader. It calls `set_epoch` of the first
+        # before each epoch.
         self.sampler = sampler
+        self.batch_sampler = None
         self.threads = threads
         self.device = device
         self.pin_memory = device.type == "cuda"
