@@ -77,7 +77,7 @@ class FolderSource:
         self.classes = sorted(train.classes)
         self.images = {"train": self._label_by_folder(train)}
         unshared: set[str] = set()
-        # A validation set without class folders may still be in one, such as Tiny ImageNet's `images`.
+        # Tiny ImageNet's images are in val/images, which is a folder but no class.
         if val.images and val.classes.isdisjoint(train.classes):
             self.images["val"] = self._label_by_list(val, root, labels)
         else:

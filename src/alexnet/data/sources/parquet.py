@@ -124,7 +124,7 @@ def _open_file(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is corrupt or not a parquet file, fetch it again: {reason}"
