@@ -55,23 +55,25 @@ def find_towers(options: Options) -> str | None:
     channels = options.get("model.channels", ())[:4]
     if options.get("model.towers") == 2 and channels == TWO_TOWERS:
         return "two towers"
-    return "one tower" if channels == ONE_TOWER else None
+    if channels == ONE_TOWER:
+        return "one tower"
+    return None
 
 
 def find_norm(options: Options) -> str | None:
     if "model.norm" in options:  # CIFAR-10's networks
-        has_norm = bool(options["model.norm"])
-    else:
-        stages = (*options.get("model.stage1", ()), *options.get("model.stage2", ()))
-        if not stages:
-            return None
-        has_norm = "norm" in stages
-    return "norm" if has_norm else "no norm"
+        return "norm" if options["model.norm"] else "no norm"
+    stages = (*options.get("model.stage1", ()), *options.get("model.stage2", ()))
+    if not stages:
+        return None
+    return "norm" if "norm" in stages else "no norm"
 
 
 def find_pooling(options: Options) -> str | None:
+    if "model.pool" not in options:
+        return None
     sides = {(3, 2): "overlapping", (2, 2): "not overlapping"}  # by size and stride
-    return sides.get(options["model.pool"]) if "model.pool" in options else None
+    return sides.get(options["model.pool"])
 
 
 def find_color_noise(options: Options) -> str:
@@ -84,8 +86,10 @@ def find_crops(options: Options) -> str:
 
 
 def find_dropout(options: Options) -> str | None:
+    if "model.dropout" not in options:
+        return None
     sides = {0.5: "dropout", 0.0: "no dropout"}
-    return sides.get(options["model.dropout"]) if "model.dropout" in options else None
+    return sides.get(options["model.dropout"])
 
 
 def find_missing_layer(options: Options) -> str | None:
@@ -94,7 +98,7 @@ def find_missing_layer(options: Options) -> str | None:
     number = options["model.without"]
     if number is None:
         return "all layers"
-    kind = "conv" if number < 6 else "fc"
+    kind = "conv" if number < 6 else "fc"  # conv1 to conv5, fc6 to fc8
     return f"without {kind}{number}"
 
 
@@ -102,8 +106,9 @@ def find_pretraining(options: Options) -> str | None:
     convolutions = len(options.get("model.channels", ()))
     if convolutions == 5:
         return "CNN"
-    is_pretrained = convolutions == 6 and options.get("start.run")
-    return "CNN*" if is_pretrained else None
+    if convolutions == 6 and options.get("start.run"):
+        return "CNN*"
+    return None
 
 
 def find_weight_decay(options: Options) -> str:
@@ -300,7 +305,7 @@ CLAIMS = [
         paper="image",
         recorded="-",
         command=REPORT,
-        find=findings.show_guesses,
+        find=findings.report_guesses,
     ),
     Claim(  # §6.1
         number="C16",
@@ -308,6 +313,6 @@ CLAIMS = [
         paper="image",
         recorded="-",
         command=EVALUATE + " what=neighbors",
-        find=findings.show_neighbors,
+        find=findings.report_neighbors,
     ),
 ]

@@ -35,7 +35,7 @@ def read_train_error(run: Run) -> float | None:
 
 def count_epochs_to_goal(run: Run) -> float | None:
     """Epochs to a training error of `GOAL`, interpolated within the last; None if not reached."""
-    before = 1.0
+    before = 1.0  # of the untrained network
     for epochs, error in enumerate(run.curves.get("train/top1_error", [])):
         if error <= GOAL:
             return epochs + (before - GOAL) / (before - error)
@@ -77,7 +77,7 @@ class Comparison:
     def __call__(self, evidence: Evidence) -> list[Finding]:
         found = []
         for sides in self._group_by_side(evidence.runs):
-            if self.reference not in sides:
+            if self.reference not in sides:  # only one side was run
                 continue
             reference = self._select_tuned(sides.pop(self.reference))
             for side, runs in sides.items():
@@ -128,6 +128,7 @@ class Comparison:
             value, interval = _compare_ratio(first, second)
         else:
             value, interval = _compare_points(first, second)
+            # Without other seeds the images at least tell how large chance differences are.
             if self.measure is read_val_error and len(first) == len(second) == 1:
                 interval = _find_interval_over_images(reference[0], other[0])
         return Finding(
@@ -171,7 +172,9 @@ def _find_interval_over_seeds(first: Values, second: Values) -> Interval | None:
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return None
     low, high = stats.ttest_ind(second, first, equal_var=False).confidence_interval()
-    return (float(low), float(high)) if isfinite(low) and isfinite(high) else None
+    if not isfinite(low) or not isfinite(high):
+        return None
+    return float(low), float(high)
 
 
 def _find_interval_over_images(first: Run, second: Run) -> Interval | None:
@@ -182,6 +185,7 @@ def _find_interval_over_images(first: Run, second: Run) -> Interval | None:
     second_images = second.result["val_counts"].get("images")
     if first_images is None or second_images is None:
         return None
+    # Each error is a binomial rate.
     first_variance = first_error * (1 - first_error) / first_images
     second_variance = second_error * (1 - second_error) / second_images
     half = Z * sqrt(first_variance + second_variance)

@@ -12,6 +12,7 @@ mirror images), whose softmax outputs are averaged. So are those of several runs
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ from alexnet.results import scoring
 from alexnet.results.finished import FinishedRun, check_same_data, load_run
 from alexnet.results.retrieval import write_neighbors
 from alexnet.results.runs import find_run_folders
-from alexnet.results.scoring import CENTER_CROP, TEN_VIEWS, VIEWS, Ensemble, ErrorRates, Evaluation
+from alexnet.results.scoring import CENTER_CROP, TEN_VIEWS, VIEWS, ErrorRates, Evaluation
 
 log = logging.getLogger(__name__)
 Probabilities = dict[str, Tensor]  # (images, classes) float32 by view
@@ -57,7 +58,7 @@ def read_weights(option: str | Sequence[float] | None, networks: int) -> Weights
         return "search"
     if option is None:
         return [1.0] * networks
-    weights = [float(weight) for weight in option]
+    weights = list(map(float, option))
     are_valid = all(0 <= weight < inf for weight in weights) and sum(weights) > 0
     if len(weights) != networks or not are_valid:
         raise UserError(
@@ -67,48 +68,78 @@ def read_weights(option: str | Sequence[float] | None, networks: int) -> Weights
     return weights
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What predictions are measured against."""
+
+    labels: Tensor
+    classes: list[str]
+    share_ties: bool
+
+    def measure(self, predicted: Probabilities, *, gain_over: Tensor) -> dict[str, ErrorRates]:
+        """The errors by view; those of ten views with their gain over other probabilities."""
+        rates = {}
+        for view, values in predicted.items():
+            rates[view] = scoring.measure_errors(values, self.labels, share_ties=self.share_ties)
+        scoring.add_gain(rates[TEN_VIEWS], gain_over, predicted[TEN_VIEWS], self.labels)
+        return rates
+
+    def select_best(self, candidates: Sequence[Tensor]) -> Tensor:
+        """The probabilities with the least top-1 error."""
+
+        def count_misses(probabilities: Tensor) -> float:
+            return float(scoring.mark_misses(probabilities, self.labels, 1).sum())
+
+        return min(candidates, key=count_misses)
+
+
 def evaluate_errors(
     runs: Sequence[FinishedRun], config: DictConfig, weights: Weights, device: torch.device
 ) -> Evaluation:
     """Prints the errors and writes them to the files that this module's first lines name."""
+    data = runs[0].data
+    labels = torch.from_numpy(data.store.splits["val"].labels)
+    truth = Truth(labels, data.classes, config.share_ties)
     output = Path(HydraConfig.get().runtime.output_dir)
-    labels = torch.from_numpy(runs[0].data.store.splits["val"].labels)
-    predicted = [predict_views(run, device) for run in runs]
-    evaluation: Evaluation = {
-        "runs": [str(run.folder) for run in runs],
-        "checkpoint": config.checkpoint,
-        "each": [],
-    }
-    for run, probabilities in zip(runs, predicted, strict=True):
-        rates = measure_views(
-            probabilities,
-            labels,
-            gain_over=probabilities[CENTER_CROP],
-            share_ties=config.share_ties,
-        )
-        evaluation["each"].append(rates)
+    evaluation: Evaluation = {"runs": [], "checkpoint": config.checkpoint, "each": []}
+    predicted: dict[str, list[Tensor]] = {view: [] for view in VIEWS}  # by all networks
+    for run in runs:
+        probabilities = predict_views(run, device)
+        rates = truth.measure(probabilities, gain_over=probabilities[CENTER_CROP])
         folder = run.checkpoint.parent
         _write_json(folder / "result.json", {"checkpoint": run.checkpoint.name, **rates})
-        write_class_errors(folder, probabilities[TEN_VIEWS], labels, run.data.classes)
-    average_rates = None
+        write_class_errors(folder, probabilities[TEN_VIEWS], truth)
+        evaluation["runs"].append(str(run.folder))
+        evaluation["each"].append(rates)
+        for view in VIEWS:
+            predicted[view].append(probabilities[view])
     if len(runs) > 1:
-        searched = weights == "search"
-        if weights == "search":
-            weights = _search_weights(predicted, labels)
-        average = average_views(predicted, weights)
-        average_rates = measure_views(
-            average,
-            labels,
-            gain_over=_select_best(predicted, labels),
-            share_ties=config.share_ties,
-        )
-        evaluation = Ensemble(
-            **evaluation, weights=weights, searched=searched, average=average_rates
-        )
-        write_class_errors(output, average[TEN_VIEWS], labels, runs[0].data.classes)
+        evaluate_average(evaluation, predicted, weights, truth, output)
     _write_json(output / "result.json", evaluation)
-    print_errors(evaluation["runs"], evaluation["each"], average_rates)
+    print_errors(evaluation)
     return evaluation
+
+
+def evaluate_average(
+    evaluation: Evaluation,
+    predicted: dict[str, list[Tensor]],
+    weights: Weights,
+    truth: Truth,
+    output: Path,
+) -> None:
+    """Adds the average of all networks to `evaluation`; its gain is over the best of them."""
+    searched = weights == "search"
+    if weights == "search":
+        weights = scoring.search_weights(predicted[TEN_VIEWS], truth.labels)
+        log.info("weights with the least top-5 error on this set itself: %s", weights)
+    average = {}
+    for view, candidates in predicted.items():
+        average[view] = scoring.average_networks(candidates, weights)
+    best = truth.select_best(predicted[TEN_VIEWS])
+    evaluation["weights"] = weights
+    evaluation["searched"] = searched
+    evaluation["average"] = truth.measure(average, gain_over=best)
+    write_class_errors(output, average[TEN_VIEWS], truth)
 
 
 @torch.inference_mode()
@@ -145,80 +176,35 @@ def predict_ten_views(net: nn.Module, augment: Augment, images: Tensor) -> Tenso
     return probabilities.view(len(images), -1, probabilities.shape[1]).mean(1)
 
 
-def measure_views(
-    probabilities: Probabilities, labels: Tensor, *, gain_over: Tensor, share_ties: bool
-) -> dict[str, ErrorRates]:
-    """The errors by view; those of ten views with their gain over other probabilities."""
-    rates = {}
-    for view, values in probabilities.items():
-        rates[view] = scoring.measure_errors(values, labels, share_ties=share_ties)
-    scoring.add_gain(rates[TEN_VIEWS], gain_over, probabilities[TEN_VIEWS], labels)
-    return rates
-
-
-def average_views(predicted: Sequence[Probabilities], weights: Sequence[float]) -> Probabilities:
-    """The average of several networks, view by view."""
-    average = {}
-    for view in VIEWS:
-        average[view] = scoring.average_networks([values[view] for values in predicted], weights)
-    return average
-
-
-def _search_weights(predicted: Sequence[Probabilities], labels: Tensor) -> list[float]:
-    weights = scoring.search_weights([values[TEN_VIEWS] for values in predicted], labels)
-    log.info("weights with the least top-5 error on this validation set itself: %s", weights)
-    return weights
-
-
-def _select_best(predicted: Sequence[Probabilities], labels: Tensor) -> Tensor:
-    """The ten-view probabilities of the network with the least top-1 error."""
-
-    def count_misses(probabilities: Tensor) -> float:
-        return float(scoring.mark_misses(probabilities, labels, 1).sum())
-
-    return min((values[TEN_VIEWS] for values in predicted), key=count_misses)
-
-
-def write_class_errors(
-    folder: Path, probabilities: Tensor, labels: Tensor, classes: Sequence[str]
-) -> None:
+def write_class_errors(folder: Path, probabilities: Tensor, truth: Truth) -> None:
     """Writes per-class.tsv: the classes by falling top-1 error, with 95 % intervals."""
-    counts = np.bincount(labels, minlength=len(classes))
+    classes = truth.classes
     missed = {}
     for k in (1, 5):
-        misses = scoring.mark_misses(probabilities, labels, k)
-        missed[k] = np.bincount(labels, misses, minlength=len(classes))
+        misses = scoring.mark_misses(probabilities, truth.labels, k)
+        missed[k] = np.bincount(truth.labels, misses, minlength=len(classes)).tolist()
+    counts = np.bincount(truth.labels, minlength=len(classes)).tolist()
     rows = []
-    columns = (counts.tolist(), missed[1].tolist(), missed[5].tolist())
-    for name, images, top1, top5 in zip(classes, *columns, strict=True):
+    for name, images, top1, top5 in zip(classes, counts, missed[1], missed[5], strict=True):
         if images == 0:
             continue
         low, high = scoring.compute_wilson_interval(top1, images)
         rates = f"{top1 / images:.4f}\t{low:.4f}\t{high:.4f}\t{top5 / images:.4f}"
         rows.append((top1 / images, f"{name}\t{images}\t{rates}"))
-    rows.sort(reverse=True)
+    rows.sort(reverse=True)  # classes of equal error by name
     lines = ["class\timages\ttop-1\tlow\thigh\ttop-5", *(line for _, line in rows)]
     (folder / "per-class.tsv").write_text("\n".join(lines) + "\n")
 
 
-def print_errors(
-    folders: Sequence[str],
-    each: Sequence[dict[str, ErrorRates]],
-    average: dict[str, ErrorRates] | None,
-) -> None:
+def print_errors(evaluation: Evaluation) -> None:
     """A table of at most 80 columns, in which runs are numbered; their folders are listed below."""
-    rows = {str(number): rates for number, rates in enumerate(each, 1)}
-    if average is not None:
-        rows["average"] = average
-    images = each[0][CENTER_CROP]["images"]
-    table = Table(
-        "run",
-        "view",
-        "top-1 error",
-        "top-5 error",
-        "loss",
-        title=f"{images:,} images, 95 % intervals",
-    )
+    rows = {str(number): rates for number, rates in enumerate(evaluation["each"], 1)}
+    if "average" in evaluation:
+        rows["average"] = evaluation["average"]
+    images = evaluation["each"][0][CENTER_CROP]["images"]
+    table = Table(title=f"{images:,} images, 95 % intervals")
+    for heading in ("run", "view", "top-1 error", "top-5 error", "loss"):
+        table.add_column(heading)
     for name, views in rows.items():
         for view, rates in views.items():
             top1 = _format_error(rates["top1_error"], rates["top1_interval"])
@@ -226,7 +212,7 @@ def print_errors(
             table.add_row(name, view, top1, top5, f"{rates['loss']:.4f}")
     console = Console()
     console.print(table)
-    for number, folder in enumerate(folders, 1):
+    for number, folder in enumerate(evaluation["runs"], 1):
         # Unwrapped, so that it can be copied.
         console.print(f"run {number}: {folder}", soft_wrap=True, markup=False, highlight=False)
 

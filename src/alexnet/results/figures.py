@@ -23,7 +23,7 @@ COLORS = ("#3b82c4", "#d9662b", "#2f9e67", "#a05bb5", "#c0427c", "#8a7a2f")
 VERDICT_COLORS = {REPRODUCED: COLORS[2], OPPOSITE: COLORS[1]}
 EPOCH_TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500)
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
+    "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "alexnet",  # so that a figure has the same bytes each time
     "font.size": 11,
     "font.family": "sans-serif",
@@ -52,6 +52,7 @@ def draw_learning_curves(lines: Mapping[str, Sequence[Run]]) -> str:
                 label = None  # one entry of the legend for all seeds
         axes.axhline(GOAL, color=INK, lw=0.8, ls=":")
         axes.set(xscale="log", xlabel="epochs", ylabel="training error", ylim=(0, None))
+        # matplotlib would label a logarithmic axis with powers of ten.
         last_epoch = max(2, axes.get_xlim()[1])
         ticks = [epoch for epoch in EPOCH_TICKS if epoch <= last_epoch]
         axes.set_xticks(ticks, list(map(str, ticks)))
@@ -65,6 +66,7 @@ def draw_differences(rows: Sequence[tuple[Claim, Finding]]) -> str:
     with rc_context(STYLE):
         figure, axes = _start_figure(height=0.9 + 0.42 * len(rows))
         labels = []
+        # The first claim is at the top, because the y axis is inverted below.
         for place, (claim, finding) in enumerate(rows):
             assert finding.value is not None
             color = VERDICT_COLORS.get(finding.verdict, GRAY)

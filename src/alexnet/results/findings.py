@@ -15,16 +15,18 @@ import numpy as np
 from scipy import stats
 
 from alexnet.results.gallery import Gallery
-from alexnet.results.kernels import measure_color_selectivity, read_conv1
+from alexnet.results.kernels import TOWERS, measure_color_selectivity, read_tower_kernels
 from alexnet.results.runs import Run, group_comparable
-from alexnet.results.scoring import CENTER_CROP, TEN_VIEWS, Ensemble
+from alexnet.results.scoring import CENTER_CROP, TEN_VIEWS, Evaluation
 
+# Verdicts.
 REPRODUCED = "direction reproduced"
 OPPOSITE = "the opposite"
 NOT_SHOWN = "not shown"
 NOT_RUN = "not run"
-SHOWN = "shown"
-FALL_2009_CLASSES = 10184
+SHOWN = "shown"  # of what is not compared with anything
+
+FALL_2009_CLASSES = 10184  # of ImageNet (§6)
 SIGNIFICANCE = 0.05
 Interval = tuple[float, float]
 
@@ -34,7 +36,7 @@ class Evidence:
     """All that is known when claims are judged; no two of `runs` are equal, seed and all."""
 
     runs: Sequence[Run]
-    ensembles: Sequence[Ensemble]
+    ensembles: Sequence[Evaluation]
     gallery: Gallery | None
 
 
@@ -77,15 +79,15 @@ def compare_views(evidence: Evidence) -> list[Finding]:
     Paired: over the seeds of a run, or over the images of a single one.
     """
     evaluated = [run for run in evidence.runs if "top1_gain" in run.rates.get(TEN_VIEWS, {})]
-    return [_compare_views_of(group) for group in group_comparable(evaluated)]
+    return list(map(_compare_views_of, group_comparable(evaluated)))
 
 
 def _compare_views_of(runs: Sequence[Run]) -> Finding:
     gains = [run.rates[TEN_VIEWS]["top1_gain"] for run in runs]
-    center = np.mean([run.rates[CENTER_CROP]["top1_error"] for run in runs])
-    ten = np.mean([run.rates[TEN_VIEWS]["top1_error"] for run in runs])
+    center = _average_errors(runs, CENTER_CROP)
+    ten = _average_errors(runs, TEN_VIEWS)
     interval = _find_interval_over_runs(gains)
-    if len(runs) == 1:
+    if len(runs) == 1:  # evaluate.py paired its images
         low, high = runs[0].rates[TEN_VIEWS]["top1_gain_interval"]
         interval = (low, high)
     if interval is not None:
@@ -101,6 +103,10 @@ def _compare_views_of(runs: Sequence[Run]) -> Finding:
     )
 
 
+def _average_errors(runs: Sequence[Run], view: str) -> float:
+    return float(np.mean([run.rates[view]["top1_error"] for run in runs]))
+
+
 def _find_interval_over_runs(gains: Sequence[float]) -> Interval | None:
     """Student's 95 % interval of a mean; None for a single run."""
     if len(gains) < 2 or np.ptp(gains) == 0:
@@ -111,10 +117,10 @@ def _find_interval_over_runs(gains: Sequence[float]) -> Interval | None:
 
 def compare_averages(evidence: Evidence) -> list[Finding]:
     """How much lower the error of an average is than its best member's, paired over images."""
-    return [_compare_average(ensemble) for ensemble in evidence.ensembles]
+    return list(map(_compare_average, evidence.ensembles))
 
 
-def _compare_average(ensemble: Ensemble) -> Finding:
+def _compare_average(ensemble: Evaluation) -> Finding:
     count = len(ensemble["runs"])
     average = ensemble["average"][TEN_VIEWS]
     errors = [rates[TEN_VIEWS]["top1_error"] for rates in ensemble["each"]]
@@ -136,7 +142,7 @@ def _compare_average(ensemble: Ensemble) -> Finding:
 
 
 def report_fall_2009(evidence: Evidence) -> list[Finding]:
-    """The errors on ImageNet's Fall 2009 release, which the paper compares with nothing of its own."""
+    """The errors on ImageNet's Fall 2009 release, for which the paper makes no comparison."""
     found = []
     for run in evidence.runs:
         top1 = run.read_metric("val/top1_error")
@@ -157,7 +163,7 @@ def report_fall_2009(evidence: Evidence) -> list[Finding]:
 
 def compare_tower_colors(evidence: Evidence) -> list[Finding]:
     """How colorful the less and the more colorful tower are, and in how many runs they differ."""
-    two_towers = [run for run in evidence.runs if run.options.get("model.towers") == 2]
+    two_towers = [run for run in evidence.runs if run.options.get("model.towers") == TOWERS]
     found = []
     for group in group_comparable(two_towers):
         finding = _compare_tower_colors_of(group)
@@ -170,13 +176,13 @@ def _compare_tower_colors_of(runs: Sequence[Run]) -> Finding | None:
     pairs = []
     differing = 0
     for run in runs:
-        kernels = read_conv1(run)
-        if kernels is None:
+        towers = read_tower_kernels(run)
+        if not towers:
             continue
-        towers = [measure_color_selectivity(tower) for tower in kernels.chunk(2)]
-        less, more = sorted(towers, key=np.mean)
+        # Which tower is the colorful one depends on the initial weights.
+        less, more = sorted(map(measure_color_selectivity, towers), key=np.mean)
         pairs.append((float(less.mean()), float(more.mean())))
-        p_value = stats.ttest_ind(less, more, equal_var=False).pvalue
+        p_value = stats.ttest_ind(less, more, equal_var=False).pvalue  # over the kernels
         differing += bool(p_value < SIGNIFICANCE)
     if not pairs:
         return None
@@ -191,17 +197,17 @@ def _compare_tower_colors_of(runs: Sequence[Run]) -> Finding | None:
     )
 
 
-def show_guesses(evidence: Evidence) -> list[Finding]:
+def report_guesses(evidence: Evidence) -> list[Finding]:
     gallery = evidence.gallery
-    return [_show_images(gallery.run)] if gallery and gallery.guesses else []
+    return [_report_images(gallery.run)] if gallery and gallery.guesses else []
 
 
-def show_neighbors(evidence: Evidence) -> list[Finding]:
+def report_neighbors(evidence: Evidence) -> list[Finding]:
     gallery = evidence.gallery
-    return [_show_images(gallery.run)] if gallery and gallery.neighbors else []
+    return [_report_images(gallery.run)] if gallery and gallery.neighbors else []
 
 
-def _show_images(run: Run) -> Finding:
+def _report_images(run: Run) -> Finding:
     return Finding(what="image", where=run.describe(), n="1", verdict=SHOWN, numbers="below")
 
 
@@ -212,10 +218,10 @@ def find_stuck_losses(runs: Sequence[Run]) -> dict[str, dict[str, list[StuckLoss
         if not run.options.get("callbacks.stuck_loss.stop"):
             continue
         images = run.read_metric("train/images_until_learning")
-        if images:
-            result = StuckLoss(images, learned=True)
-        else:
+        if images is None:  # the run ended before
             seen = run.result["steps"] * run.options["data.batch_size"]
-            result = StuckLoss(seen, learned=False)
-        found[run.describe_network()][run.options["model.init"]].append(result)
+            loss = StuckLoss(seen, learned=False)
+        else:
+            loss = StuckLoss(images, learned=True)
+        found[run.describe_network()][run.options["model.init"]].append(loss)
     return found

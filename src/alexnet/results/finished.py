@@ -32,9 +32,9 @@ def load_run(folder: Path, checkpoint: str, *, batch_size: int | None = None) ->
     """
     config = read_config(folder)
     file = find_checkpoint(folder, checkpoint)
-    if batch_size is not None:
+    if batch_size is not None:  # changes memory and speed only
         config.data.batch_size = batch_size
-    net: nn.Module = instantiate(config.model)
+    net: nn.Module = instantiate(config.model)  # read_config has checked what it may build
     net.load_state_dict(select_weights(net, read_checkpoint(file)))
     return FinishedRun(folder, file, config, net.eval(), instantiate(config.data))
 
@@ -53,4 +53,4 @@ def check_same_data(runs: Sequence[FinishedRun]) -> None:
 def _describe_data(run: FinishedRun) -> tuple[object, ...]:
     store = run.data.store
     labels = store.splits["val"].labels.tolist()
-    return run.data.classes, labels, store.manifest["made_of"]
+    return run.data.classes, labels, store.manifest["made_of"]  # source, resizing, …

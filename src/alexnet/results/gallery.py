@@ -18,12 +18,16 @@ from alexnet.data.store import Store, open_store
 from alexnet.devices import choose_device
 from alexnet.errors import UserError
 from alexnet.results.finished import load_run
-from alexnet.results.kernels import measure_color_selectivity, read_conv1, sort_by_color
+from alexnet.results.kernels import (
+    TOWERS,
+    measure_color_selectivity,
+    read_tower_kernels,
+    sort_by_color,
+)
 from alexnet.results.runs import Run, read_json
 from alexnet.training.figures import draw_kernels, find_likeliest, sample_images
 
-GUESSES = 8
-TOWERS = 2
+GUESSES = 8  # images, as in Fig. 4
 
 
 class TowerKernels(NamedTuple):
@@ -66,15 +70,16 @@ def build_gallery(runs: Sequence[Run], show_run: str | None, device: str) -> Gal
     run = choose_run(runs, show_run)
     if run is None:
         return None
+    kernels = collect_kernels(run)
     store = _open_store(run)
     if store is None:
-        return Gallery(run, show_kernels(run), [], [])
-    return Gallery(run, show_kernels(run), guess_classes(run, device), show_neighbors(run, store))
+        return Gallery(run, kernels, guesses=[], neighbors=[])
+    return Gallery(run, kernels, guess_classes(run, device), collect_neighbors(run, store))
 
 
 def choose_run(runs: Sequence[Run], show_run: str | None) -> Run | None:
     if show_run is None:
-        candidates = [run for run in runs if read_conv1(run) is not None]
+        candidates = [run for run in runs if read_tower_kernels(run)]
         return min(candidates, key=_read_best_error, default=None)
     for run in runs:
         if run.folder == Path(show_run):
@@ -83,11 +88,12 @@ def choose_run(runs: Sequence[Run], show_run: str | None) -> Run | None:
 
 
 def _read_best_error(run: Run) -> float:
-    return run.result["best_top1_error"] or 1.0
+    error: float | None = run.result["best_top1_error"]
+    return 1.0 if error is None else error  # None without validation
 
 
 def _open_store(run: Run) -> Store | None:
-    """The run's data; None if it is not on this machine."""
+    """The run's data; None if it is not on this machine, or no longer."""
     options = run.options
     try:
         return open_store(
@@ -97,14 +103,15 @@ def _open_store(run: Run) -> Store | None:
         return None
 
 
-def show_kernels(run: Run) -> list[TowerKernels]:
-    weight = read_conv1(run)
-    if weight is None:
+def collect_kernels(run: Run) -> list[TowerKernels]:
+    towers = list(map(sort_by_color, read_tower_kernels(run)))
+    if not towers:
         return []
-    towers = [sort_by_color(kernels) for kernels in weight.chunk(TOWERS)]
-    images = draw_kernels(torch.cat(towers), TOWERS)
-    means = [float(measure_color_selectivity(kernels).mean()) for kernels in weight.chunk(TOWERS)]
-    return list(map(TowerKernels, images, means))
+    images = draw_kernels(torch.cat(towers), TOWERS)  # on one scale
+    shown = []
+    for tower, image in zip(towers, images, strict=True):
+        shown.append(TowerKernels(image, float(measure_color_selectivity(tower).mean())))
+    return shown
 
 
 @torch.inference_mode()
@@ -112,22 +119,23 @@ def guess_classes(run: Run, device: str) -> list[Guess]:
     """Validation images with the run's five likeliest classes, from the center crop."""
     has_best = run.result["best_top1_error"] is not None
     finished = load_run(run.folder, "best" if has_best else "last")
-    net = finished.net.to(choose_device(device))
+    on_device = choose_device(device)
+    net = finished.net.to(on_device)
     data = finished.data
+    classes = data.classes
     sample = sample_images(data.store.splits["val"], GUESSES)
-    crops = data.augment.crop_center(sample.images.to(choose_device(device)))
-    values, likeliest = find_likeliest(net(crops).softmax(1).cpu(), len(data.classes))
+    crops = data.augment.crop_center(sample.images.to(on_device))
+    values, likeliest = find_likeliest(net(crops).softmax(1).cpu(), len(classes))
     guesses = []
     for i, label in enumerate(sample.labels.tolist()):
-        names = [data.classes[k] for k in likeliest[i].tolist()]
         image = Image.fromarray(sample.images[i].numpy())
-        guesses.append(
-            Guess(image, data.classes[label], list(zip(names, values[i].tolist(), strict=True)))
-        )
+        names = [classes[k] for k in likeliest[i].tolist()]
+        named_values = zip(names, values[i].tolist(), strict=True)
+        guesses.append(Guess(image, classes[label], list(named_values)))
     return guesses
 
 
-def show_neighbors(run: Run, store: Store) -> list[Neighbors]:
+def collect_neighbors(run: Run, store: Store) -> list[Neighbors]:
     """What `evaluate.py what=neighbors` found of the run; nothing before it ran."""
     file = run.folder / "checkpoints" / "neighbors.json"
     if not file.is_file():

@@ -9,15 +9,17 @@ from torch import Tensor
 from alexnet.errors import UserError
 from alexnet.results.runs import Run
 
+TOWERS = 2  # of networks whose towers are compared
 
-def read_conv1(run: Run) -> Tensor | None:
-    """The last kernels of a network with two towers, (kernels, 3, height, width).
 
-    None for other networks, or if there is no last checkpoint.
+def read_tower_kernels(run: Run) -> list[Tensor]:
+    """The last kernels of each tower, (kernels, 3, height, width).
+
+    None of them for networks without two towers, and without a last checkpoint.
     """
     file = run.folder / "checkpoints" / "last.ckpt"
-    if run.options.get("model.towers") != 2 or not file.is_file():
-        return None
+    if run.options.get("model.towers") != TOWERS or not file.is_file():
+        return []
     try:
         # Mapped, because a few kB of half a gigabyte are needed.
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -26,7 +28,7 @@ def read_conv1(run: Run) -> Tensor | None:
             f"checkpoint {file} is corrupt or incomplete: leave this run out of runs=…"
         ) from error
     kernels: Tensor = checkpoint["state_dict"]["net.conv1.weight"]
-    return kernels.clone()
+    return list(kernels.clone().chunk(TOWERS))
 
 
 def measure_color_selectivity(kernels: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -36,9 +38,9 @@ def measure_color_selectivity(kernels: Tensor) -> np.ndarray[Any, np.dtype[np.fl
     average for noise.
     """
     weights = kernels.double()
-    gray = weights.mean(1, keepdim=True)
+    gray = weights.mean(1, keepdim=True)  # the same in all channels
     color_energy = ((weights - gray) ** 2).flatten(1).sum(1)
-    energy = (weights**2).flatten(1).sum(1).clamp_min(1e-300)
+    energy = (weights**2).flatten(1).sum(1).clamp_min(1e-300)  # of a kernel of zeros
     return (color_energy / energy).numpy()
 
 

@@ -19,6 +19,7 @@ from alexnet.results.claims import Claim
 from alexnet.results.findings import NOT_RUN, OPPOSITE, REPRODUCED, SHOWN, Finding
 from alexnet.results.gallery import Guess, Neighbors, TowerKernels
 
+# Of report.css; other verdicts have "other".
 CSS_CLASSES = {REPRODUCED: "reproduced", SHOWN: "reproduced", OPPOSITE: "opposite"}
 TITLE = "AlexNet, claim by claim"
 INTRO = (
@@ -28,6 +29,7 @@ INTRO = (
     "does not, or that there is only one run. Results on a smaller data set than the paper's say "
     "so."
 )
+# Of image files, which Markdown shows at their own size.
 KERNEL_ZOOM = 5
 NEIGHBOR_SIDE = 96  # pixels
 
@@ -71,11 +73,13 @@ class Tally:
     def to_html(self) -> str:
         items = []
         for verdict, count in self.counts.items():
-            items.append(f'<span class="{_css_class(verdict)}"><b>{count}</b>{verdict}</span>')
+            if count:
+                items.append(f'<span class="{_css_class(verdict)}"><b>{count}</b>{verdict}</span>')
         return f'<div class="tally">{"".join(items)}</div>'
 
     def to_markdown(self, figures: Path) -> str:
-        return ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items()) + "."
+        items = [f"{count} {verdict}" for verdict, count in self.counts.items() if count]
+        return ", ".join(items) + "."
 
 
 @dataclass
@@ -91,7 +95,7 @@ class Table:
     def to_markdown(self, figures: Path) -> str:
         lines = []
         for cells in (self.head, ["---"] * len(self.head), *self.rows):
-            escaped = (cell.replace("|", "\\|") for cell in cells)
+            escaped = [cell.replace("|", "\\|") for cell in cells]  # a bar would end the cell
             lines.append(f"| {' | '.join(escaped)} |")
         return "\n".join(lines)
 
@@ -111,6 +115,7 @@ class ClaimList:
 
     @staticmethod
     def _format_claim(claim: Claim, findings: Sequence[Finding]) -> str:
+        # Each verdict once, in the order of the findings.
         verdicts = list(dict.fromkeys(finding.verdict for finding in findings)) or [NOT_RUN]
         labels = [f'<span class="{_css_class(verdict)}">{verdict}</span>' for verdict in verdicts]
         paper = f"paper: {claim.paper}; authors' log: {claim.recorded}"
@@ -154,6 +159,7 @@ class Drawing:
         return f"<figure>{self.svg}<figcaption>{escape(self.caption)}</figcaption></figure>"
 
     def to_markdown(self, figures: Path) -> str:
+        # A file does not know the page's text color; gray is readable on light and dark.
         (figures / f"{self.name}.svg").write_text(self.svg.replace("currentColor", "#555"))
         return f"![{self.caption}](figures/{self.name}.svg)"
 

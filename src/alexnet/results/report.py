@@ -30,20 +30,24 @@ from alexnet.results.findings import (
 )
 from alexnet.results.gallery import Gallery, build_gallery
 from alexnet.results.runs import Run, drop_repeats, read_runs
-from alexnet.results.scoring import TEN_VIEWS, Ensemble, ErrorRates
+from alexnet.results.scoring import TEN_VIEWS, ErrorRates, Evaluation
 
 log = logging.getLogger(__name__)
 STRENGTH = (NOT_RUN, NOT_SHOWN, OPPOSITE, SHOWN, REPRODUCED)  # of verdicts, rising
-# Images on which the tables' errors are counted, by which the data set is recognized.
+# By the number of evaluated images it is recognized which data set a run's errors are on.
 ILSVRC_2010_TEST_IMAGES = 150_000
 ILSVRC_2012_VAL_IMAGES = 50_000
 ILSVRC_CLASSES = 1000
+CURVES_CAPTION = (
+    "Training error of the four-layer net, each side at its best learning rate, a line for each "
+    "seed; dotted: 25 %."
+)
 ClaimFindings = list[tuple[Claim, list[Finding]]]
 StuckLosses = dict[str, dict[str, list[StuckLoss]]]
 
 
 class PaperRow(NamedTuple):
-    """A row of the paper's tables; `networks` is 0 for methods that are not ours."""
+    """`networks` is how many are averaged, 0 for methods of others."""
 
     model: str
     figures: tuple[str, ...]
@@ -51,37 +55,46 @@ class PaperRow(NamedTuple):
     pretrained: bool = False
 
 
-TABLE_1_HEAD = ("model", "top-1, %", "top-5, %", "authors' log", "ours")
-TABLE_1 = [
-    PaperRow("Sparse coding", ("47.1", "28.2", "-")),
-    PaperRow("SIFT + Fisher vectors", ("45.7", "25.7", "-")),
-    PaperRow("CNN", ("37.5", "17.0", "37.47 / 17.00"), networks=1),
-]
-TABLE_2_HEAD = (
-    "model",
-    "top-1, %",
-    "top-5, %",
-    "top-5 of the test set, %",
-    "authors' log",
-    "ours",
-)
-TABLE_2 = [
-    PaperRow("SIFT + Fisher vectors", ("-", "-", "26.2", "-")),
-    PaperRow("1 CNN", ("40.7", "18.2", "-", "40.66 / 18.21"), networks=1),
-    PaperRow("5 CNNs", ("38.1", "16.4", "16.4", "-"), networks=5),
-    PaperRow("1 CNN*", ("39.0", "16.6", "-", "38.99 / 16.62"), networks=1, pretrained=True),
-    PaperRow("7 CNNs*", ("36.7", "15.4", "15.3", "-"), networks=7, pretrained=True),
+class PaperTable(NamedTuple):
+    """A table of the paper with the errors in the authors' logs; a column of ours is added."""
+
+    title: str
+    columns: tuple[str, ...]
+    images: int
+    rows: list[PaperRow]
+
+
+TABLES = [
+    PaperTable(
+        title="Table 1: ILSVRC-2010, test set",
+        columns=("model", "top-1, %", "top-5, %", "authors' log"),
+        images=ILSVRC_2010_TEST_IMAGES,
+        rows=[
+            PaperRow("Sparse coding", ("47.1", "28.2", "-")),
+            PaperRow("SIFT + Fisher vectors", ("45.7", "25.7", "-")),
+            PaperRow("CNN", ("37.5", "17.0", "37.47 / 17.00"), networks=1),
+        ],
+    ),
+    PaperTable(
+        title="Table 2: ILSVRC-2012, validation set",
+        columns=("model", "top-1, %", "top-5, %", "top-5 of the test set, %", "authors' log"),
+        images=ILSVRC_2012_VAL_IMAGES,
+        rows=[
+            PaperRow("SIFT + Fisher vectors", ("-", "-", "26.2", "-")),
+            PaperRow("1 CNN", ("40.7", "18.2", "-", "40.66 / 18.21"), networks=1),
+            PaperRow("5 CNNs", ("38.1", "16.4", "16.4", "-"), networks=5),
+            PaperRow("1 CNN*", ("39.0", "16.6", "-", "38.99 / 16.62"), networks=1, pretrained=True),
+            PaperRow("7 CNNs*", ("36.7", "15.4", "15.3", "-"), networks=7, pretrained=True),
+        ],
+    ),
 ]
 
 
 def report(config: DictConfig) -> dict[str, object]:
     """Writes report.html, report.md and report.json, and returns what the last holds."""
     runs, ensembles = read_runs(config.runs)
-    evidence = Evidence(
-        runs=drop_repeats(runs),
-        ensembles=ensembles,
-        gallery=build_gallery(runs, config.show_run, config.device),
-    )
+    gallery = build_gallery(runs, config.show_run, config.device)
+    evidence = Evidence(drop_repeats(runs), ensembles, gallery)
     found = [(claim, claim.find(evidence)) for claim in CLAIMS]
     stuck_losses = find_stuck_losses(evidence.runs)
     output = Path(HydraConfig.get().runtime.output_dir)
@@ -89,7 +102,7 @@ def report(config: DictConfig) -> dict[str, object]:
         *show_claims(found),
         *show_tables(runs, ensembles),
         *show_learning_curves(evidence.runs),
-        *show_gallery(evidence.gallery),
+        *show_gallery(gallery),
         *show_stuck_losses(stuck_losses),
         *list_runs(runs),
     ]
@@ -117,8 +130,8 @@ def describe_findings(
 
 
 def show_claims(found: ClaimFindings) -> list[page.Part]:
-    strongest = []
-    points = []
+    strongest = []  # verdict of each claim
+    points = []  # of the figure
     for claim, findings in found:
         verdicts = [finding.verdict for finding in findings]
         strongest.append(max(verdicts, key=STRENGTH.index, default=NOT_RUN))
@@ -126,9 +139,8 @@ def show_claims(found: ClaimFindings) -> list[page.Part]:
             if finding.value is not None and not finding.ratio:
                 points.append((claim, finding))
     counts = {verdict: strongest.count(verdict) for verdict in reversed(STRENGTH)}
-    tally = {verdict: count for verdict, count in counts.items() if count}
     parts: list[page.Part] = [
-        page.Tally(tally),
+        page.Tally(counts),
         page.Heading("The claims"),
         page.ClaimList(found),
     ]
@@ -138,24 +150,19 @@ def show_claims(found: ClaimFindings) -> list[page.Part]:
     return parts
 
 
-def show_tables(runs: Sequence[Run], ensembles: Sequence[Ensemble]) -> list[page.Part]:
-    def list_rows(paper: Sequence[PaperRow], images: int) -> list[list[str]]:
+def show_tables(runs: Sequence[Run], ensembles: Sequence[Evaluation]) -> list[page.Part]:
+    parts: list[page.Part] = []
+    for table in TABLES:
         rows = []
-        for row in paper:
-            ours = find_our_errors(row, images, runs, ensembles) if row.networks else "-"
+        for row in table.rows:
+            ours = find_our_errors(row, table.images, runs, ensembles) if row.networks else "-"
             rows.append([row.model, *row.figures, ours])
-        return rows
-
-    return [
-        page.Heading("Table 1: ILSVRC-2010, test set"),
-        page.Table(TABLE_1_HEAD, list_rows(TABLE_1, ILSVRC_2010_TEST_IMAGES)),
-        page.Heading("Table 2: ILSVRC-2012, validation set"),
-        page.Table(TABLE_2_HEAD, list_rows(TABLE_2, ILSVRC_2012_VAL_IMAGES)),
-    ]
+        parts += [page.Heading(table.title), page.Table([*table.columns, "ours"], rows)]
+    return parts
 
 
 def find_our_errors(
-    row: PaperRow, images: int, runs: Sequence[Run], ensembles: Sequence[Ensemble]
+    row: PaperRow, images: int, runs: Sequence[Run], ensembles: Sequence[Evaluation]
 ) -> str:
     """Our mean top-1 and top-5 errors from ten views of so many images, in %."""
     candidates = _list_alone(runs, row) if row.networks == 1 else _list_averages(ensembles, row)
@@ -177,9 +184,12 @@ def _list_alone(runs: Sequence[Run], row: PaperRow) -> list[ErrorRates]:
     return found
 
 
-def _list_averages(ensembles: Sequence[Ensemble], row: PaperRow) -> list[ErrorRates]:
-    sized = [ensemble for ensemble in ensembles if len(ensemble["runs"]) == row.networks]
-    return [ensemble["average"][TEN_VIEWS] for ensemble in sized]
+def _list_averages(ensembles: Sequence[Evaluation], row: PaperRow) -> list[ErrorRates]:
+    found = []
+    for ensemble in ensembles:
+        if len(ensemble["runs"]) == row.networks:
+            found.append(ensemble["average"][TEN_VIEWS])
+    return found
 
 
 def show_learning_curves(runs: Sequence[Run]) -> list[page.Part]:
@@ -188,13 +198,9 @@ def show_learning_curves(runs: Sequence[Run]) -> list[page.Part]:
         lines.setdefault(str(find_activation(run.options)), []).append(run)
     if not lines:
         return []
-    caption = (
-        "Training error of the four-layer net, each side at its best learning rate, a line for "
-        "each seed; dotted: 25 %."
-    )
     return [
         page.Heading("Figure 1: ReLU and tanh"),
-        page.Drawing("curves", figures.draw_learning_curves(lines), caption),
+        page.Drawing("curves", figures.draw_learning_curves(lines), CURVES_CAPTION),
     ]
 
 

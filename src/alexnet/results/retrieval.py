@@ -1,7 +1,7 @@
 """The training images nearest to validation images, by the network's features (§6.1, Fig. 4 right).
 
 An image's feature is the output of a layer, in the paper the last hidden one, for its center crop.
-Distances are Euclidean and exact: all training images pass through the network once, batch by batch,
+Distances are Euclidean and exact: the training images pass through the network once, in batches,
 and for each query the nearest ones so far are kept.
 """
 
@@ -131,9 +131,9 @@ def draw_neighbors(queries: Tensor, rows: np.ndarray, train: Split) -> Figure:
     """A row for each query: itself, a gap, then its nearest training images."""
     count, columns = rows.shape
     figure = Figure(figsize=(1.1 * (columns + 1.25), 1.1 * count))
-    widths = [1, 0.12] + [1] * columns
+    widths = [1, 0.12] + [1] * columns  # the second column is the gap
     axes = figure.subplots(count, columns + 2, squeeze=False, width_ratios=widths)
-    figure.subplots_adjust(0, 0, 1, 1, 0.04, 0.04)
+    figure.subplots_adjust(left=0, bottom=0, right=1, top=1, wspace=0.04, hspace=0.04)
     for axis in axes.flat:
         axis.axis("off")
     for i in range(count):

@@ -17,23 +17,26 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from alexnet.errors import UserError
-from alexnet.results.scoring import VIEWS, Ensemble, ErrorRates
+from alexnet.results.scoring import VIEWS, ErrorRates, Evaluation
 from alexnet.run_folder import flatten, read_config
 
 FREE_OPTIONS = (
+    # What distinguishes repetitions of a run.
     "seed",
     "run_folder",
     "resume",
+    "epochs",  # the default of trainer.max_epochs, which is compared
+    # What it reports.
     "callbacks",
     "logger",
+    "trainer.log_every_n_steps",
+    # Where it computes, and how fast.
     "parallel",
     "compile",
     "fused",
-    "epochs",  # the default of trainer.max_epochs, which is compared
     "trainer.devices",
     "trainer.accelerator",
     "trainer.num_nodes",
-    "trainer.log_every_n_steps",
     "data.threads",
     "data.cache",
     "data.cache_gb",
@@ -70,7 +73,8 @@ class Run:
         if not folder.is_dir():
             return {}
         logging.getLogger("tensorboard").setLevel(logging.WARNING)
-        events = EventAccumulator(str(folder), {"scalars": 0, "images": 1, "tensors": 1}).Reload()
+        sizes = {"scalars": 0, "images": 1, "tensors": 1}  # how many are kept; 0: all
+        events = EventAccumulator(str(folder), sizes).Reload()
         logged = events.Tags()["scalars"]
         curves = {}
         for name in CURVES:
@@ -100,7 +104,7 @@ def find_run_folders(patterns: str | Sequence[str]) -> list[Path]:
 
     Raises UserError for a pattern that matches none.
     """
-    found: list[Path] = []
+    found: dict[Path, None] = {}  # ordered, each once
     for pattern in _list_patterns(patterns):
         folders = [folder for folder in match_paths(pattern) if _has_config(folder)]
         if not folders:
@@ -108,18 +112,18 @@ def find_run_folders(patterns: str | Sequence[str]) -> list[Path]:
                 f"run={pattern} is not a run folder (it has no config.yaml); "
                 "a run's folder is outputs/train/<run>"
             )
-        found += [folder for folder in folders if folder not in found]
-    return found
+        found.update(dict.fromkeys(folders))
+    return list(found)
 
 
-def read_runs(patterns: str | Sequence[str]) -> tuple[list[Run], list[Ensemble]]:
+def read_runs(patterns: str | Sequence[str]) -> tuple[list[Run], list[Evaluation]]:
     """The finished runs and the averages of evaluate.py in all folders that match.
 
     Raises UserError if there is no finished run.
     """
-    folders = sorted(set(match_paths(patterns)))
+    folders = sorted(set(match_paths(patterns)))  # patterns may overlap
     runs: list[Run] = []
-    ensembles: list[Ensemble] = []
+    ensembles: list[Evaluation] = []
     for folder in folders:
         if not (folder / "result.json").is_file():
             continue
@@ -164,7 +168,7 @@ def read_json(file: Path) -> Any:
 
 def drop_repeats(runs: Iterable[Run]) -> list[Run]:
     """The last of runs that are equal, seed and all: a side that two sweeps share counts once."""
-    distinct = {(read_conditions(run), run.seed): run for run in runs}
+    distinct = {(read_conditions(run), run.seed): run for run in runs}  # a later one replaces
     return list(distinct.values())
 
 

@@ -33,19 +33,15 @@ class ErrorRates(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """result.json of evaluate.py; `each` has the errors of every run by view."""
+    """Of evaluate.py; `each` has the errors of every run by view, `average` of their average."""
 
     runs: list[str]
     checkpoint: str
     each: list[dict[str, ErrorRates]]
-
-
-class Ensemble(Evaluation):
-    """result.json of evaluate.py for several runs; `average` has their average's errors by view."""
-
-    weights: list[float]
-    searched: bool
-    average: dict[str, ErrorRates]
+    # Only of several runs; the weights may have been searched for on the validation set.
+    weights: NotRequired[list[float]]
+    searched: NotRequired[bool]
+    average: NotRequired[dict[str, ErrorRates]]
 
 
 def mark_misses(scores: Tensor, labels: Tensor, k: int, *, share_ties: bool = False) -> Tensor:
@@ -87,7 +83,7 @@ def add_gain(rates: ErrorRates, before: Tensor, after: Tensor, labels: Tensor) -
 
     The interval is McNemar's: only images on which the two differ widen it.
     """
-    change = mark_misses(before, labels, 1) - mark_misses(after, labels, 1)
+    change = mark_misses(before, labels, 1) - mark_misses(after, labels, 1)  # -1, 0 or 1
     mean = float(change.mean())
     half = Z * float(change.std(correction=0)) / sqrt(len(labels))
     rates["top1_gain"] = mean
@@ -127,13 +123,13 @@ def search_weights(probabilities: Sequence[Tensor], labels: Tensor) -> list[floa
         for i in range(len(weights)):
             for step in range(21):
                 candidate = [*weights[:i], step / 20, *weights[i + 1 :]]
-                if sum(candidate) == 0:
+                if sum(candidate) == 0:  # no average
                     continue
                 missed = _count_top5_misses(probabilities, candidate, labels)
                 if missed < least:
                     least = missed
                     weights = candidate
-        if least == before:
+        if least == before:  # the next pass would do the same
             break
     return weights
 
