@@ -1,4 +1,4 @@
-"""The fused stage against ReLU, norm and pool one by one: on a GPU, else in Triton's interpreter."""
+"""The fused stage against its layers: on a GPU, else in Triton's interpreter."""
 
 import os
 import re
@@ -9,100 +9,107 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("triton")
+from alexnet.nets.alexnet import AlexNet
+from alexnet.nets.layers import compile_network
+from alexnet.nets.norms import LocalResponseNorm
+
+triton = pytest.importorskip("triton")
+
+# Only where Triton is installed.
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from alexnet.nets import fused  # noqa: E402
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IS_INTERPRETED = "TRITON_INTERPRET" in os.environ
 
 
-@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="it is the interpreter's own run")
+@pytest.mark.skipif(IS_INTERPRETED, reason="this is the interpreter's own run")
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels run on the GPU")
 def test_in_the_interpreter():
-    """In a process of its own: Triton decides when it is imported whether to interpret."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", __file__]
-    done = subprocess.run(
-        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    """In a new process, because Triton decides when it is imported whether to interpret."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0, done.stdout
+    assert finished.returncode == 0, finished.stdout
 
 
-@pytest.mark.skipif(
-    DEVICE == "cpu" and "TRITON_INTERPRET" not in os.environ,
-    reason="needs a GPU or the interpreter",
-)
-@pytest.mark.parametrize("height, width", [(7, 9), (8, 6)])
-@pytest.mark.parametrize("groups, size", [(1, 5), (2, 5), (2, 3)])
-def test_fused_equals_one_by_one(height, width, groups, size):
-    from alexnet.nets.fused import fused
-    from alexnet.nets.layers import LocalResponseNorm
-
+@pytest.mark.skipif(DEVICE == "cpu" and not IS_INTERPRETED, reason="needs a GPU or the interpreter")
+@pytest.mark.parametrize(("height", "width"), [(7, 9), (8, 6)])
+@pytest.mark.parametrize(("towers", "size"), [(1, 5), (2, 5), (2, 3)])
+def test_the_fused_stage_equals_its_layers(height, width, towers, size):
     torch.manual_seed(0)
-    norm, pool = (
-        LocalResponseNorm(size, alpha=1e-2, groups=groups),
-        nn.MaxPool2d(3, 2, ceil_mode=True),
-    )
-    x = (
-        (torch.randn(2, 12, height, width, device=DEVICE) * 30)
-        .to(memory_format=torch.channels_last)
-        .requires_grad_()
-    )
-    expected, actual = pool(norm(x.relu())), fused(norm, pool, x)
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+    norm = LocalResponseNorm(size, alpha=1e-2, groups=towers)
+    pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+    x = torch.randn(2, 12, height, width, device=DEVICE) * 30
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    expected = pool(norm(x.relu()))
     grad = torch.randn_like(expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, x, grad)[0],
-        torch.autograd.grad(expected, x, grad)[0],
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    (expected_dx,) = torch.autograd.grad(expected, x, grad)
+
+    y = fused.run_kernels(x, norm, pool)
+    (dx,) = torch.autograd.grad(y, x, grad)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(dx, expected_dx, rtol=1e-5, atol=1e-6)
+
+
+def test_fusing_keeps_the_function_and_the_names_of_weights():
+    torch.manual_seed(0)
+    net = AlexNet(num_classes=10, width=0.125, crop=67).eval()
+    x = torch.randn(2, 3, 67, 67) * 50
+    expected = net(x)
+    names = list(net.state_dict())
+    fused.fuse_stages(net)
+    stages = [name for name, layer in net.named_children() if isinstance(layer, fused.FusedStage)]
+    assert stages == ["relu1", "relu2"]
+    assert list(net.state_dict()) == names
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-def test_a_fused_compiled_net_in_bfloat16():
-    from alexnet.nets.alexnet import AlexNet
-    from alexnet.nets.fused import fuse
-    from alexnet.nets.layers import compile_network
-
+def test_a_fused_and_compiled_network_in_bfloat16():
     torch.manual_seed(0)
     net = AlexNet(num_classes=10, width=0.25).to(DEVICE, memory_format=torch.channels_last).eval()
     x = torch.randn(4, 3, 224, 224, device=DEVICE) * 50
     expected = net(x)
     names = list(net.state_dict())
-    fuse(net)
+    fused.fuse_stages(net)
     compile_network(net)
     assert list(net.state_dict()) == names
     with torch.autocast(DEVICE, torch.bfloat16):
-        actual = net(x)
-    torch.testing.assert_close(
-        actual.float(), expected, rtol=0.1, atol=0.05 * expected.abs().max().item()
-    )
+        logits = net(x)
+    limit = 0.05 * expected.abs().max().item()
+    torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=limit)
 
 
-@pytest.mark.skipif(
-    "TRITON_INTERPRET" in os.environ, reason="nothing is compiled in the interpreter"
-)
+@pytest.mark.skipif(IS_INTERPRETED, reason="nothing is compiled in the interpreter")
 @pytest.mark.parametrize("channels", [96, 256])
-@pytest.mark.parametrize("name", ["_forward", "_backward"])
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
 def test_the_kernels_compile_for_an_h100(name, channels):
     """Needs no GPU. A value is loaded once, with its neighbors, 16 bytes at a time."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from alexnet.nets import fused
-
-    options = fused.launch_options(torch.bfloat16, channels, [2, 5, 3, 2])
-    warps = options.pop("num_warps")
     kernel = getattr(fused, name)
-    types = {"places": "*u8", "scale": "fp32", "k": "fp32"} | dict.fromkeys(
-        ("grad", "x", "out", "dx"), "*bf16"
-    )
-    signature = {a: "constexpr" if a in options else types.get(a, "i32") for a in kernel.arg_names}
-    aligned = [i for i, a in enumerate(kernel.arg_names) if a == "C" or types.get(a, "")[:1] == "*"]
-    source = ASTSource(
-        kernel, signature, options, {(i,): [["tt.divisibility", 16]] for i in aligned}
-    )
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}
-    )
+    geometry = fused.Geometry(towers=2, norm_size=5, pool_size=3, pool_stride=2)
+    constants = fused.build_options(torch.bfloat16, channels, geometry)
+    warps = constants.pop("num_warps")
+    types = {"places": "*u8", "scale": "fp32", "k": "fp32"}
+    types |= dict.fromkeys(("grad", "x", "out", "dx"), "*bf16")
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {argument: types.get(argument, "i32") for argument in kernel.arg_names}
+    # As at run time: addresses and the number of channels are multiples of 16.
+    alignment = {
+        (place,): [["tt.divisibility", 16]]
+        for place, (argument, kind) in enumerate(signature.items())
+        if argument == "channels" or kind.startswith("*")
+    }
+    source = ASTSource(kernel, signature, constants, alignment)
+    target = GPUTarget("cuda", 90, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": warps})
     loads = re.findall(r"ld\.global[.\w]*", compiled.asm["ptx"])
-    assert compiled.asm["cubin"] and compiled.metadata.shared < 100_000
-    assert len(loads) < 40 and all(load.endswith(".v4.b32") for load in loads), loads
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared < 100_000
+    assert len(loads) < 40
+    assert all(load.endswith(".v4.b32") for load in loads), loads

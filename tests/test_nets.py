@@ -8,15 +8,22 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from torch import Tensor, nn
+from torchvision.models import alexnet as build_torchvision_alexnet
 
-from alexnet.nets import layers
+from alexnet.errors import UserError
 from alexnet.nets.alexnet import AlexNet
-from alexnet.nets.layers import (
-    Dropout,
-    EdgePadding,
-    GroupedLinear,
+from alexnet.nets.layers import Dropout, EdgePadding, GroupedLinear
+from alexnet.nets.norms import (
+    CHANNELS,
+    PIXELS,
     LocalResponseNorm,
+    Norm,
     SpatialResponseNorm,
+    compute_gradient,
+    compute_gradient_by_image,
+    normalize,
+    normalize_by_image,
 )
 
 CONF = str(Path(__file__).parent.parent / "conf")
@@ -32,264 +39,290 @@ PARAMETERS = {
     "caffe_alexnet": 60_965_224,
     "caffenet": 60_965_224,
 }
+# Standard deviations of conv1 to conv5 and fc6; None is Kaiming's.
+INITIAL_STDS = {
+    "authors": (0.01, 0.01, 0.03, 0.03, 0.03, 0.01),
+    "paper_text": (0.01, 0.01, 0.01, 0.01, 0.01, 0.01),
+    "caffe": (0.01, 0.01, 0.01, 0.01, 0.01, 0.005),
+    "kaiming": (None, None, None, None, None, None),
+}
 
 
-def build(name: str, *overrides: str) -> torch.nn.Module:
+def build_network(name: str, *overrides: str) -> nn.Module:
+    """The network of conf/model/<name>.yaml."""
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", [f"model={name}", *overrides])
-    return instantiate(cfg.model)
+        config = compose("train", [f"model={name}", *overrides])
+    return instantiate(config.model)
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count(name):
-    net = build(name, "model.num_classes=1000")
-    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[name]
+    net = build_network(name, "model.num_classes=1000")
+    assert count_parameters(net) == PARAMETERS[name]
 
 
 def test_parameters_of_each_layer():
-    counts = {n: sum(p.numel() for p in m.parameters()) for n, m in AlexNet().named_children()}
-    expected = {"conv1": 34944, "conv2": 307456, "conv3": 885120, "conv4": 663936, "conv5": 442624}
-    expected |= {"fc6": 37752832, "fc7": 16781312, "fc8": 4097000}
-    assert {name: count for name, count in counts.items() if count} == expected
+    counts = {name: count_parameters(layer) for name, layer in AlexNet().named_children()}
+    assert {name: count for name, count in counts.items() if count} == {
+        "conv1": 34944,
+        "conv2": 307456,
+        "conv3": 885120,
+        "conv4": 663936,
+        "conv5": 442624,
+        "fc6": 37752832,
+        "fc7": 16781312,
+        "fc8": 4097000,
+    }
 
 
-def sizes(net: torch.nn.Module, crop: int = 224) -> list[int]:
-    seen = []
+def measure_maps(net: nn.Module, crop: int = 224) -> list[int]:
+    """The width of the maps after each padding, convolution and pool."""
+    widths = []
     x = torch.zeros(1, 3, crop, crop)
     for name, layer in net.named_children():
         if name == "flatten":
             break
         x = layer(x)
         if name.startswith(("conv", "pool", "edge")):
-            seen.append(x.shape[-1])
-    return seen
+            widths.append(x.shape[-1])
+    return widths
 
 
-def test_spatial_sizes():
-    assert sizes(AlexNet()) == [227, 55, 27, 27, 13, 13, 13, 13, 6]
+def test_sizes_of_maps():
+    assert measure_maps(AlexNet()) == [227, 55, 27, 27, 13, 13, 13, 13, 6]
 
 
-def test_non_overlapping_sizes():
-    assert sizes(build("alexnet_non_overlapping", "model.num_classes=10")) == [
-        227,
-        55,
-        28,
-        26,
-        13,
-        13,
-        13,
-        11,
-        6,
-    ]
+def test_sizes_of_maps_without_overlapping_pools():
+    net = build_network("alexnet_non_overlapping", "model.num_classes=10")
+    assert measure_maps(net) == [227, 55, 28, 26, 13, 13, 13, 11, 6]
 
 
-def reference_norm(x: np.ndarray, n: int, alpha: float, k: float) -> np.ndarray:
+def normalize_by_formula(x: np.ndarray, n: int, alpha: float, k: float) -> np.ndarray:
     """§3.3's formula, channel by channel, in float64."""
-    out = np.empty_like(x)
-    for c in range(x.shape[1]):
-        low, high = max(0, c - n // 2), min(x.shape[1], c + n // 2 + 1)
-        out[:, c] = x[:, c] / (k + alpha / n * (x[:, low:high] ** 2).sum(1)) ** 0.75
-    return out
+    y = np.empty_like(x)
+    channels = x.shape[1]
+    for c in range(channels):
+        first = max(0, c - n // 2)
+        last = min(channels, c + n // 2 + 1)
+        squares = (x[:, first:last] ** 2).sum(1)
+        y[:, c] = x[:, c] / (k + alpha / n * squares) ** 0.75
+    return y
 
 
 @pytest.mark.parametrize("scale", [1, 300])
 def test_response_norm_stays_in_its_tower(scale):
     x = np.random.default_rng(0).normal(size=(2, 12, 5, 4)) * scale
-    expected = np.concatenate([reference_norm(half, 5, 1e-4, 2.0) for half in np.split(x, 2, 1)], 1)
-    actual = LocalResponseNorm(groups=2)(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(actual, expected, rtol=1e-12)
-    if scale == 300:  # one window over both towers is another function, and the data shows it
-        assert np.abs(actual - reference_norm(x, 5, 1e-4, 2.0)).max() > 1
+    towers = [normalize_by_formula(tower, 5, 1e-4, 2.0) for tower in np.split(x, 2, 1)]
+    y = LocalResponseNorm(groups=2)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(y, np.concatenate(towers, 1), rtol=1e-12)
+    if scale == 300:
+        # One window over both towers is another function, and at this scale it shows.
+        assert np.abs(y - normalize_by_formula(x, 5, 1e-4, 2.0)).max() > 1
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("scale", [1, 30, 300])
 def test_response_norm_equals_torchs_in_float64(dtype, tolerance, layout, scale):
     torch.manual_seed(0)
-    x = (
-        (torch.randn(3, 18, 7, 6, dtype=dtype) * scale)
-        .relu()
-        .to(memory_format=layout)
-        .requires_grad_()
-    )
+    x = (torch.randn(3, 18, 7, 6, dtype=dtype) * scale).relu()
+    x = x.to(memory_format=layout).requires_grad_()
     grad = torch.randn_like(x)
-    ours = LocalResponseNorm(groups=2)(x)
-    exact = x.detach().double().requires_grad_()
-    norm = torch.nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
-    theirs = torch.cat([norm(tower) for tower in exact.chunk(2, 1)], 1)
-    torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=0)
-    d_ours, d_theirs = (
-        torch.autograd.grad(ours, x, grad)[0],
-        torch.autograd.grad(theirs, exact, grad.double())[0],
-    )
-    assert (d_ours - d_theirs).abs().max() <= tolerance * d_theirs.abs().max()
-    assert ours.is_contiguous(memory_format=layout) and d_ours.is_contiguous(memory_format=layout)
+    y = LocalResponseNorm(groups=2)(x)
+    (dx,) = torch.autograd.grad(y, x, grad)
+
+    exact_x = x.detach().double().requires_grad_()
+    norm = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
+    exact_y = torch.cat([norm(tower) for tower in exact_x.chunk(2, 1)], 1)
+    (exact_dx,) = torch.autograd.grad(exact_y, exact_x, grad.double())
+
+    torch.testing.assert_close(y.double(), exact_y, rtol=tolerance, atol=0)
+    assert (dx - exact_dx).abs().max() <= tolerance * exact_dx.abs().max()
+    assert y.is_contiguous(memory_format=layout)
+    assert dx.is_contiguous(memory_format=layout)
 
 
-def test_a_cpus_norm_is_everyone_elses(monkeypatch):
-    """A CPU goes image by image, other devices take the batch at once."""
-    x, grad = torch.randn(3, 8, 5, 5) * 50, torch.randn(3, 8, 5, 5)
-    for norm in (LocalResponseNorm(groups=2), SpatialResponseNorm()):
-        results = []
-        for compute in (layers._by_image, layers._normed):
-            monkeypatch.setattr(layers, "_on_device", lambda x, compute=compute: compute)
-            inputs = x.clone().requires_grad_()
-            y = norm(inputs)
-            results.append((y, *torch.autograd.grad(y, inputs, grad)))
-        torch.testing.assert_close(*results, rtol=0, atol=0)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        Norm(5, 2, CHANNELS, scale=2e-5, k=2.0),
+        Norm(5, 1, PIXELS, scale=4e-5, k=1.0),
+    ],
+    ids=["channels", "pixels"],
+)
+def test_a_norm_image_by_image_equals_the_whole_batch(norm):
+    """A CPU goes image by image, other devices normalize the batch at once."""
+    x = torch.randn(3, 8, 5, 5) * 50
+    grad = torch.randn(3, 8, 5, 5)
+    y = normalize_by_image(x, *norm)
+    dx = compute_gradient_by_image(x, grad, *norm)
+    torch.testing.assert_close(y, normalize(x, norm), rtol=0, atol=0)
+    torch.testing.assert_close(dx, compute_gradient(x, grad, norm), rtol=0, atol=0)
 
 
 def test_response_norm_in_bfloat16_is_computed_in_float32():
     x = torch.randn(1, 8, 3, 3, dtype=torch.bfloat16) * 50
-    torch.testing.assert_close(
-        LocalResponseNorm()(x), LocalResponseNorm()(x.float()).bfloat16(), rtol=0, atol=0
-    )
+    norm = LocalResponseNorm()
+    torch.testing.assert_close(norm(x), norm(x.float()).bfloat16(), rtol=0, atol=0)
 
 
-def test_spatial_norm():
+def test_spatial_norm_equals_a_loop():
     x = np.random.default_rng(0).normal(size=(2, 3, 9, 8)) * 200
     expected = np.empty_like(x)
     for i in range(9):
         for j in range(8):
             window = x[:, :, max(0, i - 2) : i + 3, max(0, j - 2) : j + 3]
-            expected[:, :, i, j] = x[:, :, i, j] / (1 + 1e-3 / 25 * (window**2).sum((2, 3))) ** 0.75
-    np.testing.assert_allclose(
-        SpatialResponseNorm()(torch.from_numpy(x)).numpy(), expected, rtol=1e-12
-    )
-    y = torch.from_numpy(x[:1, :2, :4, :4]).requires_grad_()
-    assert torch.autograd.gradcheck(SpatialResponseNorm(), y)
+            squares = (window**2).sum((2, 3))
+            expected[:, :, i, j] = x[:, :, i, j] / (1 + 1e-3 / 25 * squares) ** 0.75
+    y = SpatialResponseNorm()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
 
 
-def test_dropout_is_not_inverted():
-    layer, x = Dropout(0.25), torch.ones(1000, 50)
-    out = layer(x)
-    assert set(out.unique().tolist()) == {0.0, 1.0}
-    assert abs(out.mean() - 0.75) < 0.01
+def test_the_gradient_of_the_spatial_norm():
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64) * 200
+    assert torch.autograd.gradcheck(SpatialResponseNorm(), x.requires_grad_())
+
+
+def test_dropout_does_not_scale_up():
+    layer = Dropout(0.25)
+    x = torch.ones(1000, 50)
+    y = layer(x)
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    assert abs(y.mean() - 0.75) < 0.01
     torch.testing.assert_close(layer.eval()(x), x * 0.75)
 
 
-def test_overhanging_windows_equal_a_loop():
-    """conv1 at 224: the last window covers columns 216 to 226, the last three of which count as zero."""
+def test_windows_that_hang_over_the_edge_equal_a_loop():
+    """conv1 at 224: the last window covers columns 216 to 226, and the last three count as zero."""
     torch.manual_seed(0)
-    x, kernel = (
-        torch.randn(1, 3, 32, 32, dtype=torch.float64),
-        torch.randn(2, 3, 11, 11, dtype=torch.float64),
-    )
-    actual = torch.nn.functional.conv2d(EdgePadding(11, 4)(x), kernel, stride=4)
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    kernels = torch.randn(2, 3, 11, 11, dtype=torch.float64)
+    y = F.conv2d(EdgePadding(11, 4)(x), kernels, stride=4)
     expected = np.zeros((2, 7, 7))
     for i in range(7):
         for j in range(7):
-            patch = x[0, :, 4 * i : 4 * i + 11, 4 * j : 4 * j + 11].numpy()
-            expected[:, i, j] = (
-                kernel[..., : patch.shape[1], : patch.shape[2]].numpy() * patch
-            ).sum((1, 2, 3))
-    np.testing.assert_allclose(actual[0].numpy(), expected, atol=1e-12)
+            patch = x[0, :, 4 * i : 4 * i + 11, 4 * j : 4 * j + 11]
+            seen = kernels[..., : patch.shape[1], : patch.shape[2]]
+            expected[:, i, j] = (seen * patch).sum((1, 2, 3))
+    np.testing.assert_allclose(y[0].numpy(), expected, atol=1e-12)
 
 
-def test_grouped_linear_equals_blocks():
+def test_grouped_linear_equals_its_blocks():
     layer = GroupedLinear(8, 6, 2)
-    torch.nn.init.normal_(layer.weight), torch.nn.init.normal_(layer.bias)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
     x = torch.randn(3, 8)
     halves = [x[:, :4] @ layer.weight[:3].T, x[:, 4:] @ layer.weight[3:].T]
     torch.testing.assert_close(layer(x), torch.cat(halves, 1) + layer.bias)
 
 
-def test_initializers():
+def test_the_authors_initial_weights():
     torch.manual_seed(0)
     net = AlexNet(num_classes=10, width=0.5)
-    stds = {name: p.std().item() for name, p in net.named_parameters() if name.endswith("weight")}
-    for name in ("conv3", "conv4", "conv5"):
-        assert stds[f"{name}.weight"] == pytest.approx(0.03, rel=0.02)
-    for name in ("conv1", "conv2", "fc6", "fc7"):
-        assert stds[f"{name}.weight"] == pytest.approx(0.01, rel=0.02)
-    ones = {name for name, p in net.named_parameters() if name.endswith("bias") and (p == 1).all()}
-    assert ones == {f"{layer}.bias" for layer in ("conv2", "conv4", "conv5", "fc6", "fc7")}
+    for layer in ("conv3", "conv4", "conv5"):
+        assert net.get_parameter(f"{layer}.weight").std().item() == pytest.approx(0.03, rel=0.02)
+    for layer in ("conv1", "conv2", "fc6", "fc7"):
+        assert net.get_parameter(f"{layer}.weight").std().item() == pytest.approx(0.01, rel=0.02)
+    biases = {name: value for name, value in net.named_parameters() if name.endswith("bias")}
+    ones = {name for name, value in biases.items() if (value == 1).all()}
+    assert ones == {"conv2.bias", "conv4.bias", "conv5.bias", "fc6.bias", "fc7.bias"}
 
 
 @pytest.mark.parametrize("without", [2, 3, 4, 5, 6, 7])
-def test_without_a_layer(without):
+def test_a_network_without_a_layer(without):
     net = AlexNet(num_classes=10, width=0.125, without=without)
-    names = dict(net.named_children())
-    assert not any(
-        name in names
-        for name in (f"conv{without}", f"fc{without}", f"relu{without}", f"norm{without}")
-    )
+    names = {name for name, _ in net.named_children()}
+    left_out = {f"{kind}{without}" for kind in ("conv", "fc", "relu", "norm", "dropout")}
+    assert not names & left_out
     assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 10)
 
 
 def test_owt_takes_torchvisions_weights():
-    from torchvision.models import alexnet
-
     torch.manual_seed(0)
-    theirs = alexnet(weights=None).eval()
-    plain = [
+    theirs = build_torchvision_alexnet(weights=None).eval()
+    ours = build_network(
+        "alexnet_owt",
         "model.stage1=[relu,pool]",
         "model.stage2=[relu,pool]",
         "model.num_classes=1000",
         "model.dropout=0.0",
-    ]
-    ours = build("alexnet_owt", *plain).eval()
-    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    ).eval()
+    weights = dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True))
+    ours.load_state_dict(weights)
     x = torch.randn(2, 3, 224, 224)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("option", "value"),
     [
-        {"without": 1},
-        {"activation": "gelu"},
-        {"init": "xavier"},
-        {"dropout": 1.0},
-        {"crop": 20},
-        {"stage1": ["batchnorm"]},
+        ("without", 1),
+        ("activation", "gelu"),
+        ("init", "xavier"),
+        ("dropout", 1.0),
+        ("crop", 20),
+        ("stage1", ["batchnorm"]),
     ],
 )
-def test_wrong_values_are_named(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        AlexNet(width=0.05, num_classes=3, **wrong)
+def test_an_invalid_value_is_reported_with_its_option(option, value):
+    with pytest.raises(UserError, match=f"model.{option}="):
+        AlexNet(width=0.05, num_classes=3, **{option: value})
 
 
-@pytest.mark.parametrize("init", ["authors", "paper_text", "caffe", "kaiming"])
+def record_inputs(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The inputs of each convolution and linear layer in a forward pass."""
+    inputs: dict[str, Tensor] = {}
+
+    def add_hook(name: str, layer: nn.Module) -> None:
+        layer.register_forward_pre_hook(lambda _, given: inputs.update({name: given[0]}))
+
+    for name, layer in net.named_children():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            add_hook(name, layer)
+    with torch.no_grad():
+        assert torch.isfinite(net(x)).all()
+    return inputs
+
+
+@pytest.mark.parametrize("init", INITIAL_STDS)
 def test_first_activations_have_the_scale_of_the_initial_weights(init):
-    """Before its bias, a layer's outputs have σ · √(fan-in · mean square of the inputs), layer by layer."""
+    """Before its bias, a layer's outputs have σ · √(fan-in · mean square of the inputs)."""
     torch.manual_seed(0)
     net = AlexNet(num_classes=100, crop=131, init=init).eval()
-    stds = {"authors": (0.01, 0.01, 0.03, 0.03, 0.03, 0.01), "paper_text": (0.01,) * 6}
-    stds |= {"caffe": (0.01,) * 5 + (0.005,), "kaiming": (None,) * 6}
-    inputs: dict[str, torch.Tensor] = {}
-    layers = {name: module for name, module in net.named_children() if name[:-1] in ("conv", "fc")}
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(
-            lambda module, given, name=name: inputs.update({name: given[0]})
-        )
-    with torch.no_grad():
-        logits = net(60 * torch.randn(8, 3, 131, 131))
-        for (name, layer), std in zip(list(layers.items())[:6], stds[init], strict=True):
-            x, fan_in = inputs[name].double(), layer.weight[0].numel()
-            std = std or (2 / fan_in) ** 0.5
-            if name == "fc6":
-                before, square = F.linear(x, layer.weight.double()), (x**2).mean()
-            else:  # borders see zeros: the mean over windows, by a convolution with ones
-                before = F.conv2d(
-                    x, layer.weight.double(), None, layer.stride, layer.padding, 1, layer.groups
-                )
-                side = layer.kernel_size[0]
-                seen = F.avg_pool2d((x**2).mean(1, keepdim=True), side, layer.stride, layer.padding)
-                square = seen.mean()
-            assert before.std() == pytest.approx(std * (fan_in * float(square)) ** 0.5, rel=0.15), (
-                name
-            )
-    assert torch.isfinite(logits).all()
+    inputs = record_inputs(net, 60 * torch.randn(8, 3, 131, 131))
+    layers = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6")
+    for name, std in zip(layers, INITIAL_STDS[init], strict=True):
+        layer = net.get_submodule(name)
+        x = inputs[name].double()
+        weight = layer.weight.detach().double()
+        fan_in = weight[0].numel()
+        if isinstance(layer, nn.Linear):
+            y = F.linear(x, weight)
+            square = (x**2).mean()
+        else:
+            # Borders see zeros: the mean over windows, by average pooling.
+            y = F.conv2d(x, weight, None, layer.stride, layer.padding, 1, layer.groups)
+            squares = (x**2).mean(1, keepdim=True)
+            size = layer.kernel_size[0]
+            square = F.avg_pool2d(squares, size, layer.stride, layer.padding).mean()
+        expected = (std or (2 / fan_in) ** 0.5) * (fan_in * float(square)) ** 0.5
+        assert y.std() == pytest.approx(expected, rel=0.15), name
 
 
-def test_the_papers_text_begins_with_less_signal_than_its_source():
-    """What depends on the image in the logits: σ = 0.01 in conv3 to conv5 leaves a 27th of it, or less."""
+def test_the_papers_text_gives_a_weaker_initial_signal_than_its_source():
+    """The part of the logits that depends on the image: σ = 0.01 in three layers leaves a 27th."""
     signal = {}
     for init in ("authors", "paper_text"):
         torch.manual_seed(0)
         net = AlexNet(num_classes=100, crop=131, init=init).eval()
         with torch.no_grad():
-            signal[init] = float(net(60 * torch.randn(16, 3, 131, 131)).std(0).mean())
+            logits = net(60 * torch.randn(16, 3, 131, 131))
+        signal[init] = float(logits.std(0).mean())
     assert signal["authors"] / signal["paper_text"] > 15

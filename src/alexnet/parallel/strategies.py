@@ -29,14 +29,12 @@ class ParallelStrategy(ABC):
 
     Attributes:
         can_compile: whether torch.compile takes the network once it is parallelized.
-        can_fuse_optimizer: whether torch's fused optimizers take its parameters.
 
     Arguments:
         timeout: seconds after which a process that hears nothing from another ends the run.
     """
 
     can_compile: ClassVar[bool] = False
-    can_fuse_optimizer: ClassVar[bool] = False
 
     def __init__(self, timeout: PositiveFloat):
         self.timeout = timedelta(seconds=timeout)
@@ -68,7 +66,6 @@ class DataParallel(ParallelStrategy):
     """One device, or a copy of the network on each of several (DDP)."""
 
     can_compile = True
-    can_fuse_optimizer = True
 
     def __init__(self, ddp_on_one_device: bool, timeout: PositiveFloat):
         super().__init__(timeout)

@@ -82,6 +82,7 @@ def parallelize_hybrid(net: nn.Module, mesh: DeviceMesh) -> None:
     """Shards the fully connected layers over each group, and replicates the convolutions."""
     group = mesh["tensor_parallel"]
     _apply_plan(net, group, KRIZHEVSKY_2014)
+    # fully_shard does what DDP does for plain tensors: it averages the gradients over a mesh.
     world = init_device_mesh(mesh.device_type, (dist.get_world_size(),), mesh_dim_names=("world",))
     for name, layer in net.named_children():
         if name.startswith("conv"):
