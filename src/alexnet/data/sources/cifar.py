@@ -42,11 +42,12 @@ class CifarSource:
         self.classes = _read_classes(root / META)
         self.pixels: dict[str, NDArray[np.uint8]] = {}
         self.labels: dict[str, list[int]] = {}
+        self.counts: dict[str, int] = {}
         for split, names in BATCHES.items():
             batch = _read_batches(root, names)
             self.pixels[split] = batch.rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             self.labels[split] = batch.labels
-        self.counts = {split: len(labels) for split, labels in self.labels.items()}
+            self.counts[split] = len(batch.labels)
         self.fingerprint = self._compute_fingerprint()
 
     def read(self, split: str, rows: range) -> Iterator[EncodedImage]:
