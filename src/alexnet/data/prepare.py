@@ -87,9 +87,8 @@ def prepare_store(
         classes=source.classes,
         counts=source.counts,
         read=partial(_read_images, source, settings),
-        # By these words existing stores are recognized.
-        made_of={
-            "pictures": source.counts,
+        made_of={  # by which an existing store is recognized
+            "pictures": source.counts,  # a word of the file format
             "sha256": source.fingerprint,
             **settings.describe(),
         },
