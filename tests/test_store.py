@@ -23,9 +23,9 @@ from alexnet.benchmarks.photographs import write_photographs
 from alexnet.data.decode import decode
 from alexnet.data.loader import BatchSampler
 from alexnet.data.prepare import prepare_store
-from alexnet.data.store import Store, open_store
+from alexnet.data.store import Store, open_store, reader
 from alexnet.data.store.colors import sum_color_products
-from alexnet.data.store.shards import LocalShards
+from alexnet.data.store.shards import LocalShards, Shard
 from alexnet.data.store.writer import StoreWriter
 from alexnet.errors import UserError
 
@@ -273,6 +273,22 @@ def test_images_are_those_of_their_rows_in_raw_and_jpeg_stores(tmp_path: Path):
     jpeg = prepare_store(tmp_path / "images", tmp_path / "jpeg", 32, encoding="jpeg", quality=95)
     difference = np.abs(jpeg.splits["train"].images(rows) - expected.astype(int))
     assert difference.mean(axis=(1, 2, 3)).max() < 15
+
+
+def test_pages_are_requested_only_after_a_batch_that_came_from_the_disk(
+    three_images: Store, monkeypatch: pytest.MonkeyPatch
+):
+    blocks_read = iter([0, 8, 8, 8, 8, 8])  # before and after each of three batches
+    requests: list[tuple[int, int]] = []
+    monkeypatch.setattr(reader, "_count_blocks_read", lambda: next(blocks_read))
+    monkeypatch.setattr(
+        Shard, "request_pages", lambda self, begin, end: requests.append((begin, end))
+    )
+    split = three_images.splits["val"]
+    for expected in ([(48, 96), (0, 48)], [(48, 96), (0, 48)], []):
+        requests.clear()
+        split.images(np.array([1, 0]))
+        assert requests == expected
 
 
 def test_a_killed_prepare_resumes_to_the_same_bytes(tmp_path: Path):

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import s3fs
 from conftest import ROOT, make_store
 from moto.server import ThreadedMotoServer
 
+from alexnet.data.augment import Augment
+from alexnet.data.datamodule import StoreData
 from alexnet.data.loader import BatchSampler, Loader, RawBatch
 from alexnet.data.store import Store, open_store
 from alexnet.errors import UserError
@@ -203,6 +206,15 @@ def test_a_missing_shard_is_found_when_the_store_is_opened(url: str, open_remote
 def test_a_url_without_a_store_is_one_line(url: str, open_remote: Open):
     with pytest.raises(UserError, match=r"s3://.*/none: can't download manifest\.json"):
         open_remote(url.replace("store", "none"))
+
+
+def test_a_cache_too_small_for_two_windows_is_named(url: str, tmp_path: Path):
+    problem = r"data.cache_gb=0.0001 is too small for two windows of 3 shards \(0\.000 GB\)"
+    build_augment = partial(Augment, crop=8)
+    with pytest.raises(UserError, match=problem):
+        StoreData(
+            url, None, 64, None, build_augment, 0, window=3, cache=str(tmp_path), cache_gb=1e-4
+        )
 
 
 def test_an_unknown_protocol_is_one_line(open_remote: Open):
