@@ -169,7 +169,7 @@ def train_on_one_batch(training_steps: TrainingSteps, steps: int) -> int:
 
 def iterate_store(data: StoreData) -> Batches:
     """Augmented training batches, epoch after epoch."""
-    loader = data.loader("train", choose_device("auto"))
+    loader = data.build_loader("train", choose_device("auto"))
     for epoch in count():
         loader.sampler.set_epoch(epoch)
         for batch in loader:

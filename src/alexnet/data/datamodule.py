@@ -92,7 +92,7 @@ class StoreData(L.LightningDataModule):
             starts=images.starts,
         )
 
-    def loader(self, split: str, device: torch.device = CPU) -> Loader:
+    def build_loader(self, split: str, device: torch.device = CPU) -> Loader:
         """For this rank's batches of a split."""
         # None on a single device. Ranks that hold towers of the same network read the same batches.
         ranks = self.trainer.distributed_sampler_kwargs if self.trainer else None
@@ -104,11 +104,11 @@ class StoreData(L.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         assert self.trainer is not None
-        return self.loader("train", self.trainer.strategy.root_device)
+        return self.build_loader("train", self.trainer.strategy.root_device)
 
     def val_dataloader(self) -> Loader:
         assert self.trainer is not None
-        return self.loader("val", self.trainer.strategy.root_device)
+        return self.build_loader("val", self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
         """Turns bytes into what the network sees, on the device."""

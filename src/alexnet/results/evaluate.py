@@ -151,7 +151,7 @@ def predict_views(run: FinishedRun, device: torch.device) -> Probabilities:
     net = run.net.to(device)
     augment = run.data.augment
     batches: dict[str, list[Tensor]] = {view: [] for view in VIEWS}
-    for batch in track(run.data.loader("val", device), "evaluating", transient=True):
+    for batch in track(run.data.build_loader("val", device), "evaluating", transient=True):
         images = batch.images.to(device)
         center = net(augment.crop_center(images)).softmax(1)
         batches[CENTER_CROP].append(center.cpu())
