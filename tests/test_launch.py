@@ -1,4 +1,4 @@
-"""How processes are started and ended: torchrun on two machines, SLURM, signals, sweeps."""
+"""How processes are started and stopped: torchrun on two machines, SLURM, signals, sweeps."""
 
 import os
 import signal
@@ -9,107 +9,111 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, board, losses, result, run, run_facts
+from conftest import (
+    ROOT,
+    read_events,
+    read_losses,
+    read_result,
+    read_run_facts,
+    run_command,
+)
 
+from alexnet.errors import UserError
 from alexnet.run_folder import find_checkpoint
-from alexnet.training.train import lost_process
+from alexnet.training.train import explain_lost_process
+
+TWO_EPOCHS = ["data.batch_size=12", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+SAVE_OFTEN = "callbacks.last.minutes=0"  # at every logging interval
+LOST = "another process of this run died, or was silent"
 
 
-def start(*command: str, **env: str) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)  # type: ignore[call-overload]
+def start(*command: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    """Until the file exists; fails if the process stops before."""
     while not file.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """The output of a process that must end with this exit code."""
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
+def run_ip(*words: str) -> int:
+    return subprocess.run(["ip", *words], capture_output=True).returncode
 
 
 @pytest.fixture
 def two_machines() -> Iterator[list[str]]:
     """Two network namespaces, joined by a cable."""
     names = [f"alexnet{os.getpid()}{side}" for side in "ab"]
-
-    def ip(*words: str) -> int:
-        return subprocess.run(["ip", *words], capture_output=True).returncode
-
+    first, second = names
     try:
-        if ip("netns", "add", names[0]):
+        if run_ip("netns", "add", first) != 0:
             pytest.skip("network namespaces need root and iproute2")
-        ip("netns", "add", names[1])
-        ip(
-            "link",
-            "add",
-            "cable",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "cable",
-            "netns",
-            names[1],
-        )
-        for i, name in enumerate(names):
-            ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "cable")
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", "cable", "up")
+        run_ip("netns", "add", second)
+        ends = ["netns", first, "type", "veth", "peer", "name", "cable", "netns", second]
+        run_ip("link", "add", "cable", *ends)
+        for number, name in enumerate(names, 1):
+            run_ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "cable")
+            run_ip("-n", name, "link", "set", "lo", "up")
+            run_ip("-n", name, "link", "set", "cable", "up")
         yield names
     finally:
         for name in names:
-            ip("netns", "del", name)
+            run_ip("netns", "del", name)
 
 
-def on_both(machines: list[str], *options: str) -> list[subprocess.Popen[str]]:
+def set_cable(machine: str, state: str) -> None:
+    subprocess.run(["ip", "-n", machine, "link", "set", "cable", state], check=True)
+
+
+def start_on_both(machines: list[str], *options: str) -> list[subprocess.Popen[str]]:
+    """torchrun with one process on each machine."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    place = ["--master-addr=10.77.0.1", "--master-port=29511"]
-    return [
-        start(
-            *(
-                "ip",
-                "netns",
-                "exec",
-                name,
-                *torchrun,
-                f"--node-rank={i}",
-                *place,
-                "train.py",
-                *options,
-            ),
-            GLOO_SOCKET_IFNAME="cable",
-        )
-        for i, name in enumerate(machines)
-    ]
+    torchrun += ["--master-addr=10.77.0.1", "--master-port=29511"]
+    processes = []
+    for rank, name in enumerate(machines):
+        command = ["ip", "netns", "exec", name, *torchrun, f"--node-rank={rank}", "train.py"]
+        processes.append(start(*command, *options, GLOO_SOCKET_IFNAME="cable"))
+    return processes
 
 
-def test_two_machines_are_one_and_a_cut_cable_ends_both(two_machines, small, here, tmp_path):
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    options = [*small, "trainer.max_epochs=3", "trainer.accelerator=cpu"]
-    here("train.py", *options, f"hydra.run.dir={alone}")
-    spread = [
-        f"hydra.run.dir={both}",
-        "trainer.num_nodes=2",
-        "parallel.timeout=8",
-        "callbacks.last.minutes=0",
-    ]
-    runs = on_both(two_machines, *options, *spread)
-    wait_for(both / "checkpoints" / "previous.ckpt", runs[0])
-    subprocess.run(["ip", "-n", two_machines[0], "link", "set", "cable", "down"], check=True)
+def test_two_machines_train_as_one_and_a_cut_cable_stops_both(
+    two_machines, small_options, run_in_process, tmp_path
+):
+    alone = tmp_path / "alone"
+    both = tmp_path / "both"
+    options = [*small_options, "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+    run_in_process("train.py", *options, f"hydra.run.dir={alone}")
+    options += [f"hydra.run.dir={both}", "trainer.num_nodes=2", "parallel.timeout=8", SAVE_OFTEN]
+    processes = start_on_both(two_machines, *options)
+    wait_for(both / "checkpoints" / "previous.ckpt", processes[0])
+    set_cable(two_machines[0], "down")
     cut = time.monotonic()
-    for process in runs:
-        output = process.communicate(timeout=60)[0]
-        assert (
-            process.returncode == 1 and "another process of this run ended, or was silent" in output
-        ), output
-    assert time.monotonic() - cut < 40 and not (both / "result.json").exists()
-    subprocess.run(["ip", "-n", two_machines[0], "link", "set", "cable", "up"], check=True)
-    for process in on_both(two_machines, f"resume={both}"):
-        output = process.communicate(timeout=120)[0]
-        assert process.returncode == 0, output
-    assert losses(both) == pytest.approx(losses(alone), rel=1e-5)
-    assert result(both)["val_counts"] == result(alone)["val_counts"]
+    for process in processes:
+        assert LOST in finish(process, code=1)
+    assert time.monotonic() - cut < 40
+    assert not (both / "result.json").exists()
+
+    set_cable(two_machines[0], "up")
+    for process in start_on_both(two_machines, f"resume={both}"):
+        finish(process)
+    assert read_losses(both) == pytest.approx(read_losses(alone), rel=1e-5)
+    assert read_result(both)["val_counts"] == read_result(alone)["val_counts"]
 
 
 @pytest.mark.parametrize(
@@ -118,12 +122,12 @@ def test_two_machines_are_one_and_a_cut_cable_ends_both(two_machines, small, her
 )
 def test_every_error_of_gloo_is_known(text, tmp_path):
     """A cut cable gives the first when two messages were on their way, one time in ten."""
-    with (
-        pytest.raises(ConnectionError, match="another process of this run ended"),
-        lost_process(tmp_path),
-    ):
+    with pytest.raises(UserError, match=LOST), explain_lost_process(tmp_path):
         raise RuntimeError(text)
-    with pytest.raises(RuntimeError, match="out of memory"), lost_process(tmp_path):
+
+
+def test_other_errors_pass(tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory"), explain_lost_process(tmp_path):
         raise RuntimeError("out of memory")
 
 
@@ -132,8 +136,6 @@ SLURM = {
     "SLURM_JOB_NAME": "train",
     "SLURM_NTASKS": "2",
     "SLURM_NODELIST": "localhost",
-}
-SLURM |= {
     "SLURM_NNODES": "1",
     "SLURM_NTASKS_PER_NODE": "2",
     "SLURM_NODEID": "0",
@@ -141,180 +143,135 @@ SLURM |= {
 }
 
 
-def srun(*options: str, **env: str) -> list[subprocess.Popen[str]]:
+def start_slurm_tasks(*options: str, **environment: str) -> list[subprocess.Popen[str]]:
     """The two tasks that srun would start."""
-    ranks = [
-        {"SLURM_STEP_ID": "0", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)
-    ]
-    return [start(sys.executable, "train.py", *options, **SLURM, **rank, **env) for rank in ranks]
+    tasks = []
+    for rank in ("0", "1"):
+        step = {"SLURM_STEP_ID": "0", "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        variables = {**SLURM, **step, **environment}
+        tasks.append(start(sys.executable, "train.py", *options, **variables))
+    return tasks
 
 
-def test_slurm_queues_the_job_again_and_it_goes_on(small, by_form, tmp_path):
-    folder, called = tmp_path / "run", tmp_path / "called"
+def test_slurm_requeues_the_job_and_it_resumes(small_options, run_by_strategy, tmp_path):
+    folder = tmp_path / "run"
+    calls = tmp_path / "calls"
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f"#!/bin/sh\necho $* >> {called}\n")
+    scontrol.write_text(f"#!/bin/sh\necho $* >> {calls}\n")
     scontrol.chmod(0o755)
-    options = [
-        *small,
-        "data.batch_size=12",
-        "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-        "trainer.devices=2",
-    ]
-    options += ["callbacks.last.minutes=0", f"hydra.run.dir={folder}", "resume=auto"]
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    tasks = srun(*options, **path)
+    options = [*small_options, *TWO_EPOCHS, "trainer.devices=2", SAVE_OFTEN]
+    options += [f"hydra.run.dir={folder}", "resume=auto"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    tasks = start_slurm_tasks(*options, PATH=path)
     wait_for(folder / "checkpoints" / "last.ckpt", tasks[0])
     for task in tasks:
         task.send_signal(signal.SIGUSR1)
-    outputs = [task.communicate(timeout=60)[0] for task in tasks]
-    assert tasks[0].returncode == 128 + signal.SIGUSR1 and "SIGUSR1 after step" in outputs[0], (
-        outputs[0]
-    )
-    assert called.read_text().split() == ["requeue", "77"] and not (folder / "result.json").exists()
-    again = srun(*options, **path)
-    outputs = [task.communicate(timeout=120)[0] for task in again]
-    assert [task.returncode for task in again] == [0, 0], outputs
-    assert losses(folder) == losses(by_form("two"))
-    assert result(folder)["val_counts"] == result(by_form("two"))["val_counts"]
+    output = finish(tasks[0], code=128 + signal.SIGUSR1)
+    tasks[1].communicate(timeout=60)
+    assert "SIGUSR1 after step" in output
+    assert calls.read_text().split() == ["requeue", "77"]
+    assert not (folder / "result.json").exists()
+
+    for task in start_slurm_tasks(*options, PATH=path):
+        finish(task)
+    expected = run_by_strategy("two")
+    assert read_losses(folder) == read_losses(expected)
+    assert read_result(folder)["val_counts"] == read_result(expected)["val_counts"]
 
 
-REFUSED = {
-    "trainer.num_nodes=2 data.batch_size=8": (
-        {},
-        "start it by torchrun or srun on each of 2 machines",
-    ),
-    "trainer.devices=2": (SLURM, "starts them by srun"),
-    "trainer.devices=3": (
-        SLURM,
-        "SLURM starts 2 processes, but trainer.devices=3 on trainer.num_nodes=1 need 3",
-    ),
-    "trainer.devices=2 seed=1": (
-        {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"},
-        "2 processes of torchrun need one folder: give hydra.run.dir",
-    ),
-    "trainer.devices=3 parallel=towers": ({}, "devices in groups of 2, but there are 3"),
-    "trainer.devices=2 parallel=hybrid trainer.precision=16-mixed": ({}, "take bf16-mixed"),
-    "trainer.devices=2 parallel=fsdp +optimizer.fused=true": (
-        {},
-        "no fused step for spread parameters",
-    ),
-    "-m seed=1,2": (SLURM, "a sweep starts its processes by itself"),
-}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}
+# Options, the variables of whoever starts the processes, and what the line says.
+REFUSED = [
+    ("trainer.num_nodes=2 data.batch_size=8", {}, "start it by torchrun or srun on each of 2"),
+    ("trainer.devices=2", SLURM, "starts them by srun"),
+    ("trainer.devices=3", SLURM, "SLURM starts 2 processes, but trainer.devices=3 on trainer.num"),
+    ("trainer.devices=2 seed=1", TORCHRUN, "2 processes of torchrun need one folder: give hydra"),
+    ("trainer.devices=3 parallel=towers", {}, "devices in groups of 2, but there are 3"),
+    ("trainer.devices=2 parallel=hybrid trainer.precision=16-mixed", {}, "use bf16-mixed"),
+    ("+optimizer.fused=true", {}, "optimizer.fused is not an option"),
+    ("-m seed=1,2", SLURM, "a sweep starts its processes by itself"),
+]
 
 
-@pytest.mark.parametrize("options", REFUSED)
-def test_what_can_not_be_started_is_refused_before_any_process_starts(options, small, monkeypatch):
-    env, said = REFUSED[options]
-    for name, value in env.items():
+@pytest.mark.parametrize(("options", "environment", "message"), REFUSED)
+def test_a_wrong_start_is_refused_before_any_process_starts(
+    options, environment, message, small_options, monkeypatch
+):
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    done = run("train.py", *options.split(), *small, "trainer.accelerator=cpu")
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and said in line, done.stderr
+    overrides = [*options.split(), *small_options, "trainer.accelerator=cpu"]
+    finished = run_command("train.py", *overrides)
+    assert finished.returncode == 1, finished.stderr
+    (line,) = finished.stderr.splitlines()
+    assert message in line
 
 
-def test_sigterm_saves_on_every_device(small, by_form, tmp_path):
-    options = [
-        *small,
-        "data.batch_size=12",
-        "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-        "trainer.devices=2",
-    ]
-    process = start(
-        sys.executable,
-        "train.py",
-        *options,
-        f"hydra.run.dir={tmp_path}",
-        "callbacks.last.minutes=0",
-    )
+def test_sigterm_saves_on_every_device(small_options, run_by_strategy, tmp_path):
+    options = [*small_options, *TWO_EPOCHS, "trainer.devices=2", SAVE_OFTEN]
+    process = start(sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path}")
     wait_for(tmp_path / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 143 and "SIGTERM after step" in output, output
-    done = run("train.py", f"resume={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert losses(tmp_path) == losses(by_form("two"))
+    assert "SIGTERM after step" in finish(process, code=128 + signal.SIGTERM)
+    finished = run_command("train.py", f"resume={tmp_path}")
+    assert finished.returncode == 0, finished.stderr
+    assert read_losses(tmp_path) == read_losses(run_by_strategy("two"))
 
 
-def jobs(folder: Path) -> list[Path]:
+def list_finished_jobs(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob("*/result.json"))
 
 
-def test_a_sweep_of_device_counts_from_any_folder(small, by_form, tmp_path):
-    options = [
-        *small,
-        "data.batch_size=12",
-        "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-        "trainer.devices=2,1,2",
-    ]
-    done = run(
-        str(ROOT / "train.py"),
-        "-m",
-        *options,
-        f"hydra.sweep.dir={tmp_path / 'sweep'}",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert [run_facts(job)["devices"] for job in jobs(tmp_path / "sweep")] == [2, 1, 2]
+def test_a_sweep_over_device_counts_from_any_folder(small_options, run_by_strategy, tmp_path):
+    folder = tmp_path / "sweep"
+    options = [*small_options, *TWO_EPOCHS, "trainer.devices=2,1,2", f"hydra.sweep.dir={folder}"]
+    finished = run_command(str(ROOT / "train.py"), "-m", *options, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    jobs = list_finished_jobs(folder)
+    assert [read_run_facts(job)["devices"] for job in jobs] == [2, 1, 2]
     assert {file.name for file in tmp_path.iterdir()} == {"sweep"}
-    for job in jobs(tmp_path / "sweep"):
-        assert losses(job) == pytest.approx(losses(by_form("one")), rel=1e-5)
+    expected = read_losses(run_by_strategy("one"))
+    for job in jobs:
+        assert read_losses(job) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_failing_rank_ends_its_job_and_no_other(small, tmp_path):
-    options = [*small, "trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.devices=2"]
-    env = {"PYTHONPATH": f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
-    failing = ["+callbacks.fail._target_=failing.FailingRank", "+callbacks.fail.rank=1,9"]
-    process = start(
-        sys.executable, "train.py", "-m", *options, *failing, f"hydra.sweep.dir={tmp_path}", **env
-    )
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 1 and "0 failed with exit code" in output, output
-    assert [job.name for job in jobs(tmp_path)] == ["1"]
+def test_a_failing_rank_stops_its_job_and_no_other(small_options, tmp_path):
+    options = [*small_options, "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    options += ["trainer.devices=2", f"hydra.sweep.dir={tmp_path}"]
+    options += ["+callbacks.fail._target_=failing.FailingRank", "+callbacks.fail.rank=1,9"]
+    python_path = f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"
+    process = start(sys.executable, "train.py", "-m", *options, PYTHONPATH=python_path)
+    assert "0 failed with exit code" in finish(process, code=1)
+    assert [job.name for job in list_finished_jobs(tmp_path)] == ["1"]
 
 
-def test_optuna_gives_every_rank_the_same_values(small, tmp_path):
+def test_optuna_gives_every_rank_the_same_values(small_options, tmp_path):
+    """A run whose ranks differ is ended by the callback that compares them."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    options = [*small, "trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.devices=2"]
-    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
-    space = ["optimizer.lr=tag(log, interval(0.0001, 0.01))", f"hydra.sweep.dir={tmp_path}"]
-    done = run(
-        "train.py", "-m", *options, *search, *space
-    )  # CheckRanksAgree ends a run whose ranks differ
-    assert done.returncode == 0, done.stderr
-    rates = [board(job).Scalars("lr-SGD/weights")[0].value for job in jobs(tmp_path)]
-    assert len(rates) == 2 == len(set(rates))
+    options = [*small_options, "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    options += ["trainer.devices=2", f"hydra.sweep.dir={tmp_path}", "hydra/sweeper=optuna"]
+    options += ["hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
+    options += ["optimizer.lr=tag(log, interval(0.0001, 0.01))"]
+    finished = run_command("train.py", "-m", *options)
+    assert finished.returncode == 0, finished.stderr
+    learning_rates = set()
+    for job in list_finished_jobs(tmp_path):
+        learning_rates.add(read_events(job).Scalars("lr-SGD/weights")[0].value)
+    assert len(learning_rates) == 2
 
 
-def test_sigterm_ends_a_sweep_and_its_processes(small, tmp_path):
-    options = [
-        *small,
-        "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-        "trainer.devices=2",
-        "seed=0,1",
-    ]
-    command = [
-        sys.executable,
-        "train.py",
-        "-m",
-        *options,
-        "callbacks.last.minutes=0",
-        f"hydra.sweep.dir={tmp_path}",
-    ]
+def test_sigterm_stops_a_sweep_and_its_processes(small_options, tmp_path):
+    options = [*small_options, "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+    options += ["trainer.devices=2", "seed=0,1", SAVE_OFTEN, f"hydra.sweep.dir={tmp_path}"]
+    command = [sys.executable, "train.py", "-m", *options]
     process = start(*command)
     wait_for(tmp_path / "0" / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 143, output
-    assert not jobs(tmp_path) and find_checkpoint(tmp_path / "0", "last")
-    left = subprocess.run(
-        ["pgrep", "-f", str(tmp_path)], capture_output=True, text=True
-    ).stdout.split()
-    assert not left
-    process = start(*command)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and "goes on" not in output, output
-    assert [result(job)["steps"] for job in jobs(tmp_path)] == [12, 12]
+    finish(process, code=128 + signal.SIGTERM)
+    assert not list_finished_jobs(tmp_path)
+    assert find_checkpoint(tmp_path / "0", "last")
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+    assert not left.split()
+
+    finish(start(*command))
+    jobs = list_finished_jobs(tmp_path)
+    assert [read_result(job)["steps"] for job in jobs] == [12, 12]

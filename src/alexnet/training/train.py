@@ -47,7 +47,13 @@ from alexnet.training.validate import (
 log = logging.getLogger(__name__)
 # Gloo's errors have no type of their own, and the second does not even name it.
 GLOO_ERRORS = ("gloo", "Application timeout caused pair closure")
-LIGHTNING_NOISE = ("Tip", "TPU available", "Loading `train_dataloader`", "distributed_backend=")
+LIGHTNING_NOISE = (
+    "Tip",
+    "GPU available",  # the summary names the device
+    "TPU available",
+    "Loading `train_dataloader`",
+    "distributed_backend=",
+)
 EXPECTED_WARNINGS = (
     ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15
     ".*sync_dist=True.*",  # torchmetrics has summed these values already
@@ -241,10 +247,10 @@ def log_summary(run: TrainingRun) -> None:
         "data": f"{config.data.folder}: {len(splits['train']):,} training and "
         f"{len(splits['val']):,} validation images, {len(run.data.classes)} classes, "
         f"crops of {config.augment.crop}",
-        "training": f"{config.trainer.max_epochs} epochs of {epoch_batches:,} batches, "
+        "training": f"epochs: {config.trainer.max_epochs}, each of {epoch_batches:,} batches; "
         f"batch size {config.data.batch_size}, {_describe_schedule(config)}, seed {config.seed}",
         "device": f"{run.trainer.world_size} × {device}, {torch.get_num_threads()} threads each, "
-        f"{config.trainer.precision}, parallel={_name_target(config.parallel)}",
+        f"{config.trainer.precision}, strategy {_name_target(config.parallel)}",
         "folder": os.path.relpath(run.folder),
     }
     for name, text in lines.items():

@@ -102,11 +102,14 @@ def check_config(config: DictConfig) -> None:
     if not problems:
         problems += find_problems(config, "train", lightning=True)
     if not problems:
-        for check in (_check_devices, _check_processes, _check_compiler):
+        for check in (
+            _check_devices,
+            _check_processes,
+            _check_compiler,
+            _check_start,
+            _check_built_parts,
+        ):
             _collect(problems, check, config)
-        _collect(problems, _check_built_parts, config)
-        if config.start.run and not config.resume:
-            _collect(problems, find_checkpoint, config.start.run, "last")
     if problems:
         raise UserError(join_problems(problems))
 
@@ -195,6 +198,15 @@ def _check_compiler(config: DictConfig) -> None:
         )
 
 
+def _check_start(config: DictConfig) -> None:
+    """The run whose weights are this run's initial weights has saved some."""
+    if config.start.run and not config.resume:
+        try:
+            find_checkpoint(config.start.run, "last")
+        except UserError as error:
+            raise UserError(f"start.run: {error}") from None
+
+
 def _check_built_parts(config: DictConfig) -> None:
     """Builds the parts that can be built without the images; the network without memory."""
     strategy: ParallelStrategy = build_object(config.parallel)
@@ -216,10 +228,6 @@ def _check_strategy(
 ) -> None:
     world_size = config.trainer.devices * config.trainer.num_nodes
     strategy.check(network, world_size, config.trainer.precision)
-    if config.optimizer.get("fused") and not strategy.can_fuse_optimizer:
-        raise UserError(
-            "optimizer.fused=true: torch has no fused step for sharded parameters; leave it out"
-        )
     if config.compile and not strategy.can_compile:
         raise UserError("compile=true works with parallel=auto or ddp only: leave compile=false")
 
