@@ -98,8 +98,8 @@ class LogSpeed(L.Callback):
             return
         seconds = time.perf_counter() - self.started_at
         waited = get_train_loader(trainer).waited - self.waited_before
-        speed = {"images_per_second": self.images / seconds, "data_wait": waited / seconds}
-        module.log_dict({f"speed/{name}": value for name, value in speed.items()})
+        module.log("speed/images_per_second", self.images / seconds)
+        module.log("speed/data_wait", waited / seconds)
         self._restart(trainer)
 
 

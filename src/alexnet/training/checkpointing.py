@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from types import FrameType
@@ -67,12 +67,7 @@ def select_weights(net: nn.Module, checkpoint: Contents) -> dict[str, Tensor]:
     """The state dict of `net` in a checkpoint. Raises UserError if it is another network's."""
     weights = _extract_weights(checkpoint)
     expected = net.state_dict()
-    problems = []
-    for name in {**expected, **weights}:
-        saved_shape = _describe_shape(weights, name)
-        shape = _describe_shape(expected, name)
-        if saved_shape != shape:
-            problems.append(f"{name} is {saved_shape} in the checkpoint and {shape} in model=…")
+    problems = _compare_shapes(weights, expected, {**expected, **weights})
     if problems:
         raise UserError(f"the checkpoint is of another network: {join_problems(problems, 3)}")
     return weights
@@ -84,17 +79,12 @@ def load_initial_weights(net: nn.Module, file: Path, layers: Sequence[str] | Non
     Raises UserError if the network or the checkpoint lacks one, or has another shape.
     """
     saved = _extract_weights(read_checkpoint(file))
-    weights = net.state_dict()
-    present = {name.split(".")[0] for name in weights}
-    chosen = present if layers is None else set(layers)
-    missing = [layer for layer in layers or [] if layer not in present]
-    problems = [f"{layer} is not in the network" for layer in missing]
-    wanted = [name for name in weights if name.split(".")[0] in chosen]
-    for name in wanted:
-        if name not in saved:
-            problems.append(f"{name} is missing there")
-        elif saved[name].shape != weights[name].shape:
-            problems.append(f"{name} is {_describe_shape(saved, name)} there")
+    expected = net.state_dict()
+    wanted = [name for name in expected if layers is None or name.split(".")[0] in layers]
+    problems = _compare_shapes(saved, expected, wanted)
+    for layer in layers or []:
+        if not any(name.startswith(f"{layer}.") for name in wanted):
+            problems.append(f"the network has no weights of {layer}")
     if problems:
         raise UserError(
             f"start.run={file.parent.parent} does not fit: {join_problems(problems, 3)}; "
@@ -109,8 +99,17 @@ def _extract_weights(checkpoint: Contents) -> dict[str, Tensor]:
     return {name[len(prefix) :]: x for name, x in state.items() if name.startswith(prefix)}
 
 
-def _describe_shape(tensors: Mapping[str, Tensor], name: str) -> str:
-    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
+def _compare_shapes(
+    saved: Mapping[str, Tensor], expected: Mapping[str, Tensor], names: Iterable[str]
+) -> list[str]:
+    """Which of the named weights differ between a checkpoint and the network, and how."""
+    problems = []
+    for name in names:
+        saved_shape = tuple(saved[name].shape) if name in saved else "missing"
+        shape = tuple(expected[name].shape) if name in expected else "missing"
+        if saved_shape != shape:
+            problems.append(f"{name} is {saved_shape} in the checkpoint, {shape} in the network")
+    return problems
 
 
 # What `Classifier` adds to a checkpoint, and what it restores -------------------------------------
@@ -195,11 +194,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class State(Enum):
-    """Where `SaveLast` is between two checkpoints."""
+    """Of `SaveLast`: TRAINING → SAVED → TRAINING → …, and at last, after a signal, → STOPPING."""
 
-    TRAINING = auto()  # no next.ckpt
-    SAVED = auto()  # next.ckpt waits to be published
-    STOPPING = auto()  # likewise, and the run stops when it has been
+    TRAINING = auto()  # there is no next.ckpt
+    SAVED = auto()  # next.ckpt is to be published
+    STOPPING = auto()  # next.ckpt is to be published, and then the run stops
 
 
 class SaveLast(Checkpoint):
@@ -245,19 +244,19 @@ class SaveLast(Checkpoint):
         is_due = time.monotonic() - self.saved_at >= 60 * self.minutes
         number, any_due = _find_greatest([self.signal, int(is_due)], trainer, module.device)
         if number:
-            self.signal = number
             self._save(trainer, State.STOPPING)
+            self.signal = number
         elif any_due:
             self._save(trainer, State.SAVED)
 
     def _is_time_to_ask(self, trainer: L.Trainer, batches: int) -> bool:
         """Whether a checkpoint may be saved after so many batches of the epoch."""
         if batches == trainer.num_training_batches:
-            return False  # the epoch's end saves one after its validation
+            return False  # the epoch saves one at its end, after its validation
         if batches % trainer.accumulate_grad_batches:
-            return False  # amid a step
+            return False  # gradients of a part of a step are not saved
         if trainer.world_size == 1:
-            return True
+            return True  # no other process has to be asked
         steps = batches // trainer.accumulate_grad_batches
         return steps % get_log_interval(trainer) == 0
 
@@ -267,14 +266,15 @@ class SaveLast(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """The numbers of the step, or of the epoch, before this batch have been logged."""
-        is_stopping = self.state is State.STOPPING
+        # The numbers of the step, or of the epoch, before this batch have been logged by now.
         self._publish(trainer)
-        if is_stopping:
+        if self.state is State.STOPPING:
             self._stop(trainer)
+        self.state = State.TRAINING
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._publish(trainer)
+        self.state = State.TRAINING
 
     def _save(self, trainer: L.Trainer, state: State) -> None:
         trainer.save_checkpoint(self.next, weights_only=False)
@@ -282,13 +282,11 @@ class SaveLast(Checkpoint):
         self.state = state
 
     def _publish(self, trainer: L.Trainer) -> None:
-        if self.state is State.TRAINING:
+        if self.state is State.TRAINING or not trainer.is_global_zero:
             return
-        self.state = State.TRAINING
-        if trainer.is_global_zero:
-            if self.last.exists():
-                self.last.replace(self.previous)
-            self.next.replace(self.last)
+        if self.last.exists():
+            self.last.replace(self.previous)
+        self.next.replace(self.last)
 
     def _stop(self, trainer: L.Trainer) -> NoReturn:
         if not trainer.is_global_zero:

@@ -1,12 +1,12 @@
 """Exact top-k errors: integer counts, in which each image counts once."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from alexnet.errors import UserError
+
+KS = (1, 5)
 
 
 class Errors(Metric):
@@ -22,11 +22,10 @@ class Errors(Metric):
     total_loss: Tensor
     not_finite: Tensor
 
-    def __init__(self, classes: int, ks: Sequence[int] = (1, 5)):
+    def __init__(self, classes: int):
         super().__init__()
-        self.ks = tuple(ks)
         self.classes = classes
-        self.add_state("misses", torch.zeros(len(ks), dtype=torch.int64), "sum")
+        self.add_state("misses", torch.zeros(len(KS), dtype=torch.int64), "sum")  # one for each k
         self.add_state("images", torch.zeros((), dtype=torch.int64), "sum")
         self.add_state("total_loss", torch.zeros((), dtype=torch.float64), "sum")
         self.add_state("not_finite", torch.zeros((), dtype=torch.int64), "sum")
@@ -35,9 +34,9 @@ class Errors(Metric):
     def update(self, scores: Tensor, labels: Tensor, weights: Tensor, losses: Tensor) -> None:
         """Counts (n, outputs) logits or probabilities, with (n,) labels, weights and losses."""
         is_counted = weights > 0
-        places = [min(k, self.classes) for k in self.ks]
-        is_hit = scores.topk(max(places), 1).indices == labels[:, None]
-        for i, k in enumerate(places):
+        # One topk for every k: columns are the likeliest classes, in order.
+        is_hit = scores.topk(min(max(KS), self.classes), 1).indices == labels[:, None]
+        for i, k in enumerate(KS):
             self.misses[i] += (~is_hit[:, :k].any(1) & is_counted).sum()
         self.images += is_counted.sum()
         # A module in bfloat16 makes its metrics' states so, where 256 + 1 is 256.
@@ -53,12 +52,12 @@ class Errors(Metric):
             )
         if self.images == 0:
             raise ValueError("no images were counted")
-        values = {f"top{k}_error": self.misses[i] / self.images for i, k in enumerate(self.ks)}
+        values = {f"top{k}_error": self.misses[i] / self.images for i, k in enumerate(KS)}
         values["loss"] = self.total_loss / self.images
         return values
 
     def read_counts(self) -> dict[str, int]:
         """The integers behind the errors; within `sync_context()`, those of all processes."""
-        counts = {f"top{k}_misses": int(self.misses[i]) for i, k in enumerate(self.ks)}
+        counts = {f"top{k}_misses": int(self.misses[i]) for i, k in enumerate(KS)}
         counts["images"] = int(self.images)
         return counts

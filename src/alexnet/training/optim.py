@@ -55,22 +55,29 @@ class SGD(torch.optim.Optimizer):
         return loss
 
     def _update_group(self, group: Group) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        # Also where ε = 0: to create the state, torch's loading of sharded checkpoints takes a
-        # step with such a learning rate.
-        for p in parameters:
-            self._prepare_velocity(p)
-        if not parameters or group["lr"] == 0:
-            return
         lr: float = group["lr"]
         momentum: float = group["momentum"]
+        weights: list[Tensor] = []
+        gradients: list[Tensor] = []
+        velocities: list[Tensor | None] = []  # as torch's signature has it
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            # Also where ε = 0: to create the state, torch's loading of sharded checkpoints takes a
+            # step with such a learning rate.
+            self._prepare_velocity(p)
+            weights.append(_get_shard(p))
+            gradients.append(_get_shard(_match_layout(p.grad, p)))
+            velocities.append(_get_shard(self.state[p]["velocity"]))
+        if not weights or lr == 0:
+            return
         # One pass over memory by torch's fused kernel, which with maximize=True computes
         #   v ← momentum · v + (1 - dampening) · (-weight_decay · w - g),  w ← w - lr · v
         # and without momentum skips v: w ← w - lr · (-weight_decay · w - g).
         sgd(
-            [_get_shard(p) for p in parameters],
-            [_get_shard(_match_layout(p.grad, p)) for p in parameters],
-            [_get_shard(self.state[p]["velocity"]) for p in parameters],
+            weights,
+            gradients,
+            velocities,
             fused=True,
             foreach=False,
             maximize=True,
@@ -145,7 +152,7 @@ def _group_parameters(
     if missing:
         raise UserError(
             f"optimizer.separate_layers: the network has no {join_problems(missing)}; its layers "
-            f"are {', '.join(name for name, _ in net.named_children())}"
+            f"are {', '.join(dict(net.named_children()))}"
         )
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": []}
     for layer in separate_layers:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from alexnet.errors import UserError, join_problems
+from alexnet.errors import UserError
 
 MONITORED = "val/top1_error"
 
@@ -141,27 +141,27 @@ def _get_kind(group: str) -> str:
 
 
 def _check_groups(groups: Sequence[str], learning_rates: Mapping[str, object]) -> None:
-    """Each entry needs a parameter group, and each group an entry."""
-    valid = [name for name in learning_rates if _get_kind(name) in ("weights", "biases")]
-    invalid = [name for name in learning_rates if name not in valid]
-    if invalid:
-        raise UserError(
-            f"schedule.learning_rates has {join_problems(invalid)}: choose weights, biases or "
-            "those of one layer, such as conv1.weights"
-        )
-    separate = [name.split(".")[0] for name in groups if "." in name]
-    missing = [name.split(".")[0] for name in learning_rates if name not in groups]
-    if missing:
-        needed = ", ".join(dict.fromkeys(missing))
-        layers = ",".join(dict.fromkeys(separate + missing))
-        raise UserError(
-            f"schedule.learning_rates needs parameter groups for {needed}: "
-            f"add optimizer.separate_layers=[{layers}]"
-        )
-    for group in groups:
-        if group not in learning_rates and _get_kind(group) not in learning_rates:
+    """Raises UserError unless each entry has its parameter group, and each group an entry."""
+    missing_layers: list[str] = []
+    for name in learning_rates:
+        if _get_kind(name) not in ("weights", "biases"):
             raise UserError(
-                f"schedule.learning_rates has nothing for {group}: add {_get_kind(group)}"
+                f"schedule.learning_rates.{name}: choose weights, biases, or those of a layer, "
+                "such as conv1.weights"
+            )
+        if name not in groups:
+            missing_layers.append(name.split(".")[0])
+    if missing_layers:
+        separate_layers = [name.split(".")[0] for name in groups if "." in name]
+        needed = dict.fromkeys(missing_layers)  # each once
+        raise UserError(
+            f"schedule.learning_rates needs parameter groups for {', '.join(needed)}: add "
+            f"optimizer.separate_layers=[{','.join({**dict.fromkeys(separate_layers), **needed})}]"
+        )
+    for name in groups:
+        if name not in learning_rates and _get_kind(name) not in learning_rates:
+            raise UserError(
+                f"schedule.learning_rates has no entry for {name}: add {_get_kind(name)}"
             )
 
 
@@ -174,11 +174,13 @@ def _build_function(
     epochs = [epoch for epoch, _ in entry]
     if not epochs or epochs[0] != 0 or epochs != sorted(epochs):
         raise UserError(f"schedule.learning_rates.{name}: epochs must start at 0 and ascend")
-    starts = [(round(epoch * epoch_steps), value) for epoch, value in entry]
 
     def read_list(step: int) -> float:
-        started = [value for start, value in starts if step >= start]
-        return started[-1]
+        current = 0.0
+        for epoch, learning_rate in entry:
+            if step >= round(epoch * epoch_steps):
+                current = learning_rate
+        return current
 
     return read_list
 
