@@ -90,7 +90,7 @@ if __name__ == "__main__":
     library = torch.library.Library("_", "IMPL")
     library.fallback(_compute, "PrivateUse1")
     torch.tensor = _tensor
-    loader._uploaded, Loader.__init__, Loader._buffer = _uploaded, _load_there, _unpinned
+    loader.upload_batches, Loader.__init__, Loader._take_buffer = _uploaded, _load_there, _unpinned
     DataParallel.strategy = lambda self, world_size: SingleDeviceStrategy(DEVICE)
     CPUAccelerator.setup_device = lambda self, device: None
     sys.argv = sys.argv[1:]

@@ -64,7 +64,7 @@ def test_compiled_augmentation_is_the_augmentation():
     eager, compiled = (Augment(mean, std, vectors, crop=32, convention="paper") for _ in range(2))
     compiled.compile()
     for epoch in range(2):
-        expected, actual = (augment.train(images, ids, epoch) for augment in (eager, compiled))
+        expected, actual = (augment.crop_randomly(images, ids, epoch) for augment in (eager, compiled))
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
         assert actual.stride() == expected.stride()
 
@@ -116,7 +116,7 @@ def test_a_step_never_waits_for_the_gpu(here, small, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_uploads_beside_the_work_bring_the_same_bytes(small_store):
     split = small_store.splits["val"]
-    order = BatchSampler(1003, 96, 0, 0, 1, train=False)
+    order = BatchSampler(images=1003, batch_size=96, train=False)
     plain, uploaded = (Loader(split, order, 2, torch.device(name)) for name in ("cpu", "cuda"))
     for expected, actual in zip(plain, uploaded, strict=True):
         busy = torch.randn(2000, 2000, device="cuda") @ torch.randn(2000, 2000, device="cuda")
