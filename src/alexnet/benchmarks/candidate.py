@@ -6,8 +6,10 @@ different ways; alexnet.benchmarks.run measures them in turn.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+FOLDER = Path("outputs/benchmark")  # for the files that benchmarks make
 # Candidates whose work returns FLOP and bytes instead of images: the most that this device can do.
 MATMUL = "a large matmul"
 COPY = "a large copy"

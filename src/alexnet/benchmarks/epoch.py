@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from alexnet.benchmarks.candidate import Candidate
-from alexnet.benchmarks.loader import read_store
+from alexnet.benchmarks.candidate import FOLDER, Candidate
+from alexnet.benchmarks.loader import BATCH_SIZE, read_store
 from alexnet.data.store import Store, open_store
 from alexnet.data.store.format import IMAGES_PER_SHARD
 from alexnet.data.store.writer import Plan, PreparedImage, write_store
@@ -26,8 +26,8 @@ EPOCHS_PER_ROUND = {10_240: 10, 102_400: 1, 1_024_000: 1}
 def list_candidates(config: DictConfig) -> list[Candidate]:
     candidates = []
     for images, epochs in EPOCHS_PER_ROUND.items():
-        store = write_repeated_store(Path(f"outputs/benchmark/repeated{images}"), images)
-        work = partial(read_store, store, threads=1, epochs=epochs)
+        store = write_repeated_store(FOLDER / f"repeated{images}", images)
+        work = partial(read_store, store, BATCH_SIZE, threads=1, epochs=epochs)
         candidates.append(Candidate(f"{images:,} images", work))
     return candidates
 

@@ -21,7 +21,7 @@ from alexnet.benchmarks.training_steps import (
 from alexnet.data.augment import TEN_VIEWS
 from alexnet.data.datamodule import StoreData
 from alexnet.options import build_object
-from alexnet.results.evaluate import ten_view_probabilities
+from alexnet.results.evaluate import predict_ten_views
 
 
 def list_candidates(config: DictConfig) -> list[Candidate]:
@@ -36,11 +36,11 @@ def list_candidates(config: DictConfig) -> list[Candidate]:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=ours.device)
 
     def average_ten_views() -> Tensor:
-        return ten_view_probabilities(ours.net, data.augment, images)
+        return predict_ten_views(ours.net, data.augment, images)
 
     def average_ten_crops() -> Tensor:
         crop = data.augment.crop
-        # Ten tensors of a crop each, so that a crop's batch comes after the other's.
+        # Ten batches, one for each crop.
         crops = v2.functional.ten_crop(images.permute(0, 3, 1, 2), [crop, crop])
         logits: Tensor = theirs.net(torch.cat(crops).float())
         return logits.softmax(1).view(TEN_VIEWS, len(images), -1).mean(0)

@@ -26,6 +26,7 @@ EPOCHS_PER_ROUND: dict[Literal["raw", "jpeg"], int] = {"raw": 20, "jpeg": 2}
 def list_candidates(config: DictConfig) -> list[Candidate]:
     """Baselines use two worker processes, which is typical, and none, which takes less CPU time."""
     torch.set_num_threads(1)  # threads and workers are what is compared
+    batch_size = min(BATCH_SIZE, config.images)
     photographs = prepare_photographs(config)
     squares = write_squares(photographs, photographs.with_name(photographs.name + "-256"))
     candidates = []
@@ -34,7 +35,8 @@ def list_candidates(config: DictConfig) -> list[Candidate]:
         store = prepare_store(str(photographs), f"{photographs}-{encoding}", 256, encoding=encoding)
         for threads in (1, 2):
             name = f"{encoding} store, threads={threads}"
-            candidates.append(Candidate(name, partial(read_store, store, threads, epochs)))
+            work = partial(read_store, store, batch_size, threads, epochs)
+            candidates.append(Candidate(name, work))
     # torchvision's, on files that are as small as the store's images, and in the usual way.
     for kind, folder, transforms in (
         ("256² JPEGs, RandomCrop, uint8", squares, [v2.RandomCrop(224)]),
@@ -42,24 +44,26 @@ def list_candidates(config: DictConfig) -> list[Candidate]:
     ):
         for workers in (2, 0):
             name = f"ImageFolder, {kind}, num_workers={workers}"
-            work = partial(read_image_folder, folder / "train", transforms, workers)
+            work = partial(read_image_folder, folder / "train", batch_size, transforms, workers)
             candidates.append(Candidate(name, work))
     return candidates
 
 
-def read_store(store: Store, threads: int, epochs: int) -> int:
+def read_store(store: Store, batch_size: int, threads: int, epochs: int) -> int:
     """Reads a store's training images and returns how many."""
     split = store.splits["train"]
-    sampler = BatchSampler(images=len(split), batch_size=BATCH_SIZE, seed=0, train=True)
+    sampler = BatchSampler(images=len(split), batch_size=batch_size, train=True)
     loader = Loader(split, sampler, threads)
     return sum(count_images(loader) for _ in range(epochs))
 
 
-def read_image_folder(folder: Path, transforms: list[nn.Module], workers: int) -> int:
+def read_image_folder(
+    folder: Path, batch_size: int, transforms: list[nn.Module], workers: int
+) -> int:
     """Reads a folder of images once and returns how many."""
     images = open_image_folder(folder, transforms)
     loader: DataLoader[Any] = DataLoader(
-        images, BATCH_SIZE, shuffle=True, drop_last=True, num_workers=workers
+        images, batch_size, shuffle=True, drop_last=True, num_workers=workers
     )
     return count_images(loader)
 

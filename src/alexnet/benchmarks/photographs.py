@@ -6,6 +6,7 @@ import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
+from alexnet.benchmarks.candidate import FOLDER
 from alexnet.data.store import Store, open_store
 
 CLASSES = 4
@@ -15,7 +16,7 @@ JPEG_QUALITY = 95
 
 def prepare_photographs(config: DictConfig) -> Path:
     """The folder of the photographs that a benchmark's configuration asks for."""
-    folder = Path("outputs/benchmark") / f"photographs{config.images}"
+    folder = FOLDER / f"photographs{config.images}"
     return write_photographs(open_store(config.folder), config.images, folder)
 
 
