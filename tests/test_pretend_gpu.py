@@ -1,65 +1,67 @@
-"""Whole runs on a device that is not the host: nothing of the two is mixed, and the numbers are the CPU's."""
+"""Whole runs on a device that is not the host: nothing mixes the two, and the numbers agree."""
 
 import json
 from pathlib import Path
 
 import pytest
-from conftest import ON, losses, result, run
+from conftest import ON_ACCELERATOR, read_losses, read_result, run_command
 from torch.utils import backend_registration
 
 if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
-    pytest.skip("this torch can't have a device in Python", allow_module_level=True)
+    pytest.skip("this torch can't have a device made in Python", allow_module_level=True)
+
+
+def run_on_pretend_gpu(*command: str) -> None:
+    finished = run_command("tests/pretend_gpu.py", *command)
+    assert finished.returncode == 0, finished.stderr
+
+
+def read_neighbors(folder: Path) -> list[list[int]]:
+    """The nearest training images of each query."""
+    found = json.loads((folder / "checkpoints" / "neighbors.json").read_text())
+    return [[near["image"] for near in query["nearest"]] for query in found["queries"]]
 
 
 @pytest.fixture(scope="module")
-def trained(small, tmp_path_factory) -> Path:
-    """The run of by_form("one"), in two parts."""
+def trained(small_options, tmp_path_factory) -> Path:
+    """The run of run_by_strategy("one"), resumed after its first epoch."""
     folder = tmp_path_factory.mktemp("pretend") / "run"
-    pretend(
-        "train.py",
-        *small,
-        "data.batch_size=12",
-        "trainer.max_epochs=1",
-        ON,
-        f"hydra.run.dir={folder}",
-    )
-    pretend("train.py", f"resume={folder}", "trainer.max_epochs=2")
+    options = [*small_options, "data.batch_size=12", "trainer.max_epochs=1", ON_ACCELERATOR]
+    run_on_pretend_gpu("train.py", *options, f"hydra.run.dir={folder}")
+    run_on_pretend_gpu("train.py", f"resume={folder}", "trainer.max_epochs=2")
     return folder
 
 
-def pretend(*command: str) -> None:
-    done = run("tests/pretend_gpu.py", *command)
-    assert done.returncode == 0, done.stderr
+def test_training_and_resuming_give_the_numbers_of_a_cpu(trained, run_by_strategy):
+    on_cpu = run_by_strategy("one")
+    assert read_losses(trained) == pytest.approx(read_losses(on_cpu), rel=1e-5)
+    assert read_result(trained)["val_counts"] == read_result(on_cpu)["val_counts"]
 
 
-def test_it_trains_and_goes_on_as_a_cpu_does(trained, by_form):
-    assert losses(trained) == pytest.approx(losses(by_form("one")), rel=1e-5)
-    assert result(trained)["val_counts"] == result(by_form("one"))["val_counts"]
-
-
-def test_it_evaluates_as_a_cpu_does(trained, here, tmp_path):
-    pretend(
-        "evaluate.py", f"run={trained}", "device=pretend", f"hydra.run.dir={tmp_path / 'there'}"
-    )
-    here("evaluate.py", f"run={trained}", "device=cpu", f"hydra.run.dir={tmp_path / 'here'}")
-    (there,), (alone,) = (result(tmp_path / name)["each"] for name in ("there", "here"))
+def test_evaluation_gives_the_numbers_of_a_cpu(trained, run_in_process, tmp_path):
+    run = f"run={trained}"
+    device_folder = tmp_path / "device"
+    cpu_folder = tmp_path / "cpu"
+    device_options = ["device=pretend", f"hydra.run.dir={device_folder}"]
+    run_on_pretend_gpu("evaluate.py", run, *device_options)
+    run_in_process("evaluate.py", run, "device=cpu", f"hydra.run.dir={cpu_folder}")
+    (on_device,) = read_result(device_folder)["each"]
+    (on_cpu,) = read_result(cpu_folder)["each"]
     for view in ("center crop", "ten views"):
-        assert there[view]["top1_error"] == alone[view]["top1_error"]
-        assert there[view]["loss"] == pytest.approx(alone[view]["loss"], rel=1e-6)
+        assert on_device[view]["top1_error"] == on_cpu[view]["top1_error"]
+        assert on_device[view]["loss"] == pytest.approx(on_cpu[view]["loss"], rel=1e-6)
 
 
-def test_its_neighbors_and_its_report(trained, here, tmp_path):
-    found = []
-    neighbors = ["evaluate.py", f"run={trained}", "what=neighbors"]
-    for door, device in ((pretend, "pretend"), (here, "cpu")):
-        door(*neighbors, f"device={device}")
-        file = trained / "checkpoints" / "neighbors.json"
-        found.append(
-            [
-                [near["image"] for near in query["nearest"]]
-                for query in json.loads(file.read_text())["queries"]
-            ]
-        )
-    assert found[0] == found[1]
-    pretend("report.py", f"runs={trained}", "device=pretend", f"hydra.run.dir={tmp_path}")
+def test_the_nearest_images_are_those_of_a_cpu(trained, run_in_process):
+    options = [f"run={trained}", "what=neighbors"]
+    run_on_pretend_gpu("evaluate.py", *options, "device=pretend")
+    on_device = read_neighbors(trained)
+    run_in_process("evaluate.py", *options, "device=cpu")
+    assert on_device == read_neighbors(trained)
+
+
+def test_the_report_is_written(trained, tmp_path):
+    run_on_pretend_gpu(
+        "report.py", f"runs={trained}", "device=pretend", f"hydra.run.dir={tmp_path}"
+    )
     assert (tmp_path / "report.html").stat().st_size > 10_000
