@@ -50,14 +50,15 @@ def run_command(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.fixture
-def run_in_process(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
+@pytest.fixture(scope="session")
+def run_in_process() -> RunCommand:
     """Runs a script in this process, which has imported torch: `run_in_process("train.py", …)`."""
 
     def call(script: str, *options: str) -> None:
-        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *options])
-        monkeypatch.chdir(ROOT)
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [str(ROOT / script), *options])
+            patch.chdir(ROOT)
+            runpy.run_path(str(ROOT / script), run_name="__main__")
 
     return call
 

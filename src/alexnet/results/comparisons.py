@@ -22,7 +22,6 @@ from alexnet.results.scoring import Z
 GOAL = 0.25  # training error that Fig. 1 counts epochs to
 CONVERGED = 0.01  # above the least validation error
 Measure = Callable[[Run], float | None]
-Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def read_val_error(run: Run) -> float | None:
@@ -118,7 +117,7 @@ class Comparison:
             by_value[tuple(run.options[name] for name in self.tuned)].append(run)
         return min(by_value.values(), key=lambda same: float(np.mean(self._measure_all(same))))
 
-    def _measure_all(self, runs: Sequence[Run]) -> Values:
+    def _measure_all(self, runs: Sequence[Run]) -> np.ndarray:
         return np.array([self.measure(run) for run in runs], np.float64)
 
     def _compare(self, reference: list[Run], other: list[Run], side: str) -> Finding:
@@ -143,7 +142,7 @@ class Comparison:
             f"{side} {self._format_mean(second)}",
         )
 
-    def _format_mean(self, values: Values) -> str:
+    def _format_mean(self, values: np.ndarray) -> str:
         mean = np.mean(values)
         return f"{mean:.1f} epochs" if self.ratio else f"{100 * mean:.2f} %"
 
@@ -152,7 +151,7 @@ def _count_runs(sides: dict[str, list[Run]]) -> int:
     return sum(len(runs) for runs in sides.values())
 
 
-def _compare_ratio(first: Values, second: Values) -> tuple[float, Interval | None]:
+def _compare_ratio(first: np.ndarray, second: np.ndarray) -> tuple[float, Interval | None]:
     """The ratio of the geometric means, with its interval."""
     value = exp(np.mean(np.log(second)) - np.mean(np.log(first)))
     interval = _find_interval_over_seeds(np.log(first), np.log(second))
@@ -161,13 +160,13 @@ def _compare_ratio(first: Values, second: Values) -> tuple[float, Interval | Non
     return value, interval
 
 
-def _compare_points(first: Values, second: Values) -> tuple[float, Interval | None]:
+def _compare_points(first: np.ndarray, second: np.ndarray) -> tuple[float, Interval | None]:
     """The difference of the mean errors in points, with its interval."""
     value = 100 * float(np.mean(second) - np.mean(first))
     return value, _find_interval_over_seeds(100 * first, 100 * second)
 
 
-def _find_interval_over_seeds(first: Values, second: Values) -> Interval | None:
+def _find_interval_over_seeds(first: np.ndarray, second: np.ndarray) -> Interval | None:
     """Welch's 95 % interval of mean(second) - mean(first); None if a side has a single run."""
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return None

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from alexnet.data.datamodule import StoreData
 from alexnet.errors import UserError
+from alexnet.options import build_object
 from alexnet.run_folder import find_checkpoint, read_config
 from alexnet.training.checkpointing import read_checkpoint, select_weights
 
@@ -34,9 +34,9 @@ def load_run(folder: Path, checkpoint: str, *, batch_size: int | None = None) ->
     file = find_checkpoint(folder, checkpoint)
     if batch_size is not None:  # changes memory and speed only
         config.data.batch_size = batch_size
-    net: nn.Module = instantiate(config.model)  # read_config has checked what it may build
+    net: nn.Module = build_object(config.model)  # read_config has checked what it may build
     net.load_state_dict(select_weights(net, read_checkpoint(file)))
-    return FinishedRun(folder, file, config, net.eval(), instantiate(config.data))
+    return FinishedRun(folder, file, config, net.eval(), build_object(config.data))
 
 
 def check_same_data(runs: Sequence[FinishedRun]) -> None:

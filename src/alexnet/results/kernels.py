@@ -1,7 +1,5 @@
 """conv1's kernels, and how colorful those of each tower are (§6.1, Fig. 3)."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ def read_tower_kernels(run: Run) -> list[Tensor]:
     return list(kernels.clone().chunk(TOWERS))
 
 
-def measure_color_selectivity(kernels: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+def measure_color_selectivity(kernels: Tensor) -> np.ndarray:
     """(kernels, 3, height, width) to (kernels,): which part of a kernel's energy is color.
 
     That is the part of its squared weights off the gray axis: 0 for a color-blind kernel, 2/3 on

@@ -109,7 +109,7 @@ def find_run_folders(patterns: str | Sequence[str]) -> list[Path]:
         folders = [folder for folder in match_paths(pattern) if _has_config(folder)]
         if not folders:
             raise UserError(
-                f"run={pattern} is not a run folder (it has no config.yaml); "
+                f"run={pattern} matches no run folder (one with config.yaml); "
                 "a run's folder is outputs/train/<run>"
             )
         found.update(dict.fromkeys(folders))
