@@ -1,6 +1,9 @@
-"""What only a GPU can show, in one command and about half an hour: `python tests/gpu.py`. Checks, then times; prints
-the hardware, versions and date that belong beside every figure. Needs 12 GB of disk for 50,000 images.
-`python tests/gpu.py checks lrn` does two parts alone; the others are step, augment, evaluate and end_to_end."""
+"""Checks what only a GPU can show, then times training and its parts: `python tests/gpu.py`.
+
+Takes about half an hour, and 12 GB of disk for a store of 50,000 images. Prints the hardware,
+versions and date that belong beside every figure. `python tests/gpu.py checks lrn` runs these two
+parts only; the others are step, augment, evaluate and end_to_end.
+"""
 
 import datetime
 import os
@@ -17,54 +20,63 @@ from alexnet.data.shapes import render_store
 
 ROOT = Path(__file__).parent.parent
 STORE = Path("outputs/data/shapes50000")
-BF16 = [f"folder={STORE}", "precision=bf16-mixed", "rounds=7"]
-FROM_DISK = [
-    "benchmark.py",
-    "what=end_to_end",
-    *BF16,
-    "batch_size=1024",
-    "images=8192",
-    "steps=40",
-    "compile=true",
-]
-CHECKS = [
-    f"tests/test_{name}.py"
-    for name in ("fused", "speed", "nets", "results", "runs", "resume", "parallel")
-]
-PARTS = {
-    "checks": [["-m", "pytest", "-n", "4", *CHECKS]],
-    "lrn": [["benchmark.py", "what=lrn", *BF16, f"batch_size={size}"] for size in (128, 1024)],
-    "step": [["benchmark.py", "what=step", *BF16, f"batch_size={size}"] for size in (128, 1024)],
-    "augment": [["benchmark.py", "what=augment", *BF16, "batch_size=1024"]],
-    "evaluate": [["benchmark.py", "what=evaluate", *BF16, "batch_size=256"]],
-    "end_to_end": [FROM_DISK, [*FROM_DISK, "fused=true"]],
-}
+# Tests that compare a GPU's results with the CPU's, or runs with each other.
+CHECKS = ("fused", "speed", "nets", "results", "runs", "resume", "parallel")
+# Of the benchmarks, by part.
+BATCH_SIZES = {"lrn": (128, 1024), "step": (128, 1024), "augment": (1024,), "evaluate": (256,)}
+PARTS = ("checks", *BATCH_SIZES, "end_to_end")
+
+
+def list_commands(part: str) -> list[list[str]]:
+    """The arguments of each of a part's Python commands."""
+    if part == "checks":
+        return [["-m", "pytest", "-n", "4", *(f"tests/test_{name}.py" for name in CHECKS)]]
+    benchmark = [
+        "benchmark.py",
+        f"what={part}",
+        f"folder={STORE}",
+        "precision=bf16-mixed",
+        "rounds=7",
+    ]
+    if part == "end_to_end":
+        benchmark += ["batch_size=1024", "images=8192", "steps=40", "compile=true"]
+        return [benchmark, [*benchmark, "fused=true"]]
+    return [[*benchmark, f"batch_size={size}"] for size in BATCH_SIZES[part]]
 
 
 def main() -> None:
+    parts = sys.argv[1:] or PARTS
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        sys.exit(f"{', '.join(unknown)}: unknown part; choose from {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         sys.exit("tests/gpu.py needs a GPU that torch can use")
-    if unknown := set(sys.argv[1:]) - set(PARTS):
-        sys.exit(f"{', '.join(unknown)}: no such part; choose from {', '.join(PARTS)}")
-    print(torch.cuda.get_device_name(), platform.processor(), datetime.date.today())
-    print(
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, triton {triton.__version__}"
-    )
+    print_environment()
     render_store(ROOT / STORE, seed=0, train=50_000, val=1_000)
-    failed = [
-        command for part in sys.argv[1:] or PARTS for command in PARTS[part] if not _run(command)
-    ]
+    failed = []
+    for part in parts:
+        for command in list_commands(part):
+            if not run_python(command):
+                failed.append(command)
     sys.exit(f"failed: {failed}" if failed else 0)
 
 
-def _run(command: list[str]) -> bool:
+def print_environment() -> None:
+    print(torch.cuda.get_device_name(), platform.processor(), datetime.date.today())
+    versions = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "triton": triton.__version__,
+    }
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def run_python(command: list[str]) -> bool:
+    """Runs a command on the GPU; returns whether it succeeded."""
     print("\n$ python", *command, flush=True)
-    return (
-        subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=os.environ | {"ACCELERATOR": "gpu"}
-        ).returncode
-        == 0
-    )
+    environment = os.environ | {"ACCELERATOR": "gpu"}
+    finished = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment)
+    return finished.returncode == 0
 
 
 if __name__ == "__main__":
