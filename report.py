@@ -1,4 +1,4 @@
-"""Ours beside the paper's: `python report.py runs=outputs/**` writes a page with every table, figure and claim."""
+"""Writes every table, figure and claim beside the paper's: `python report.py runs=outputs/**`."""
 
 from omegaconf import DictConfig
 

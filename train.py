@@ -1,4 +1,7 @@
-"""Trains a network: `python train.py model=alexnet trainer.devices=2`. All options: `python train.py --help`."""
+"""Trains a network: `python train.py model=alexnet trainer.devices=2`.
+
+`python train.py --help` lists all options.
+"""
 
 from omegaconf import DictConfig
 

@@ -6,7 +6,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet.cli import register_resolvers
 from alexnet.options import find_problems
@@ -47,7 +47,8 @@ def compose_training(tmp_path):
             runtime = [f"hydra.runtime.output_dir={tmp_path}", "model.num_classes=5"]
             config = compose("train", [*runtime, *options], return_hydra_config=True)
         HydraConfig.instance().set_config(config)
-        OmegaConf.set_readonly(config.hydra, False)
+        with open_dict(config):
+            del config["hydra"]
         return config
 
     return compose_options

@@ -225,7 +225,7 @@ def _show(value: Any) -> str:
 
 def _check_root(options: dict[str, Any], schema: type, path: str = "") -> list[Problem]:
     problems: list[Problem] = []
-    for name, annotation in get_type_hints(schema).items():
+    for name, annotation in get_type_hints(schema, include_extras=True).items():
         if name not in options:
             continue
         if is_dataclass(annotation):

@@ -1,6 +1,5 @@
 """Lightning's Trainer with the options that this project's users set."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,6 +10,13 @@ Share = Annotated[float, Interval(gt=0, le=1)]
 Precision = Literal[
     "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "transformer-engine"
 ]
+FIXED: dict[str, Any] = {
+    "num_sanity_val_steps": 0,
+    "inference_mode": False,  # FSDP's parameters could not be trained after it
+    "use_distributed_sampler": False,  # the loader shards by itself
+    "enable_progress_bar": False,  # a callback shows one
+    "enable_model_summary": False,
+}
 
 
 def build_trainer(
@@ -28,10 +34,6 @@ def build_trainer(
     gradient_clip_algorithm: Literal["norm", "value"],
     accumulate_grad_batches: PositiveInt,
     deterministic: bool,
-    strategy: Any = "auto",
-    callbacks: Sequence[Any] = (),
-    logger: Any = False,
-    plugins: Any = None,
     **others: Any,
 ) -> Any:
     """A `lightning.Trainer`.
@@ -41,8 +43,7 @@ def build_trainer(
             would take an Apple GPU, which can't sum in float64.
         devices, num_nodes: devices of each machine, and machines.
         limit_train_batches, limit_val_batches: batches of an epoch, or a share of them.
-        strategy, callbacks, logger, plugins: objects.
-        others: further options of `lightning.Trainer`.
+        others: further options of `lightning.Trainer`, such as its strategy and callbacks.
     """
     # Takes seconds to import; the options are checked against this signature before.
     from lightning import Trainer
@@ -63,14 +64,5 @@ def build_trainer(
         gradient_clip_algorithm=gradient_clip_algorithm,
         accumulate_grad_batches=accumulate_grad_batches,
         deterministic=deterministic,
-        strategy=strategy,
-        callbacks=list(callbacks),
-        logger=logger,
-        plugins=plugins,
-        num_sanity_val_steps=0,
-        inference_mode=False,  # FSDP's parameters could not be trained after it
-        use_distributed_sampler=False,  # the loader shards by itself
-        enable_progress_bar=False,  # a callback shows one
-        enable_model_summary=False,
-        **others,
+        **(FIXED | others),
     )
