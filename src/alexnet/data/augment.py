@@ -97,6 +97,7 @@ class Augment:
         self.color = torch.from_numpy(colors).T.contiguous()  # a component in each row
         self.mean = torch.from_numpy(np.ascontiguousarray(mean, np.float32))
         self.five_corners = torch.tensor(self._list_five_corners())
+        # `compile` replaces these two.
         self.draw_variation = self._draw_variation
         self.vary = self._vary
 

@@ -245,6 +245,7 @@ class StoreWriter:
                 raise
 
     def _write_shard(self, shard: ShardId) -> None:
+        """Writes a shard, and then its record."""
         plan = self.plan
         labels: list[int] = []
         sizes: list[int] = []
