@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, RunCommand, run_command
+from conftest import ROOT, RunCommand, make_store, run_command
 from PIL import Image
 
+from alexnet.benchmarks import epoch
 from alexnet.data.store import Store
 
 README = ROOT / "README.md"
@@ -56,8 +57,8 @@ SHORTER = {
         "batch_size=4",
         "steps=1",
         "rounds=1",
-        "images=8",
-        "folder=<store>",
+        "images=128",
+        "folder=<large store>",
     ],
     "prepare.py": ["size=32"],
     "evaluate.py": [],
@@ -103,8 +104,8 @@ COMMANDS = list(dict.fromkeys(filter(is_run, ALL_COMMANDS)))
 def finished(tmp_path_factory: pytest.TempPathFactory, small_store: Store) -> Path:
     """A run of the README's first command, shortened."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    options = shorten("train.py", [], small_store)
-    check_process("train.py", *options, f"hydra.run.dir={folder}")
+    options = " ".join(SHORTER["train.py"]).replace("<store>", str(small_store.folder))
+    check_process("train.py", *options.split(), f"hydra.run.dir={folder}")
     return folder
 
 
@@ -121,6 +122,15 @@ def images(tmp_path_factory: pytest.TempPathFactory, small_store: Store) -> Path
 
 
 @pytest.fixture(scope="module")
+def large_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store for benchmark.py, whose crops are of 224 pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 224, 224, 3), np.uint8)
+    split = (pixels, np.arange(12) % 2)
+    folder = tmp_path_factory.mktemp("large") / "store"
+    return make_store(folder, ["a", "b"], train=split, val=split)
+
+
+@pytest.fixture(scope="module")
 def presets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of conf/ that docs/extending.md shows as examples."""
     folder = tmp_path_factory.mktemp("conf")
@@ -132,7 +142,9 @@ def presets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folders(tmp_path: Path, finished: Path, images: Path, small_store: Store) -> dict[str, str]:
+def folders(
+    tmp_path: Path, finished: Path, images: Path, small_store: Store, large_store: Store
+) -> dict[str, str]:
     """What stands in for the folders in a command. The run is a copy, since it may be resumed."""
     runs = tmp_path / "runs"
     shutil.copytree(finished, runs / "0")
@@ -145,6 +157,7 @@ def folders(tmp_path: Path, finished: Path, images: Path, small_store: Store) ->
         "<run>": f"{runs}/0",
         "<sweep>": f"{runs}",
         "<store>": f"{small_store.folder}",
+        "<large store>": f"{large_store.folder}",
         "<folder>": f"{images}",
         "<folder of CIFAR-10>": f"{images}",
     }
@@ -156,49 +169,44 @@ def test_a_command_runs(
     run_in_process: RunCommand,
     folders: dict[str, str],
     presets: Path,
-    small_store: Store,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    command = " ".join([command, *shorten(command)])
     for text, value in (PLACEHOLDERS | folders).items():
         command = command.replace(text, value)
     program, *words = strip_environment(shlex.split(command))
     if program == "tensorboard":
-        words = ["-m", "tensorboard.main", "--inspect", *words]
+        check_process("-m", "tensorboard.main", "--inspect", *words)
+        return
     script, *options = words
     if script == "-m":
         check_process(script, *options)
         return
-    options += shorten(script, options, small_store)
     if script == "train.py":
-        options.append(f"--config-dir={presets}")
-    if not has_option("resume=", options):
+        options.insert(0, f"--config-dir={presets}")  # Hydra wants it before the options
+    if "resume=" not in command:
         options.append(f"hydra.run.dir={tmp_path}/out")
-    if starts_processes(options):
+    # What starts processes repeats its command line, which in this process is pytest's.
+    if re.search(r" -m | sweep=|trainer.devices=[2-9]", command):
         check_process(script, *options, f"hydra.sweep.dir={tmp_path}/out")
         return
-    with torch.compiler.set_stance("force_eager"):  # to compile takes minutes
+    monkeypatch.setattr(epoch, "EPOCHS_PER_ROUND", {512: 1})  # a million images take half a minute
+    with torch.compiler.set_stance("force_eager"):  # the compiler takes minutes
         run_in_process(script, *options)
 
 
-def shorten(script: str, options: list[str], store: Store) -> list[str]:
+def shorten(command: str) -> list[str]:
     """What is appended to a command so that it is quick."""
-    if has_option("resume=", options):
+    if "resume=" in command:
         return ["trainer.max_epochs=2"]
-    added = [option.replace("<store>", str(store.folder)) for option in SHORTER[script]]
-    if has_option("trainer.devices=[2-9]", options):
+    script = command.split(".py")[0].split()[-1] + ".py"
+    added = list(SHORTER.get(script, []))
+    if re.search("trainer.devices=[2-9]", command):
         added += ["trainer.devices=2", "trainer.accelerator=cpu"]
-    if has_option("sweep=", options):
+    if " sweep=" in command:
         added.append("seed=0")
     return added
-
-
-def starts_processes(options: list[str]) -> bool:
-    """Whether a command starts others by its command line, which is pytest's in this process."""
-    return has_option("-m$|sweep=|trainer.devices=[2-9]", options)
-
-
-def has_option(pattern: str, options: list[str]) -> bool:
-    return any(re.match(pattern, option) for option in options)
 
 
 def check_process(*command: str) -> None:
