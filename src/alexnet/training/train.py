@@ -151,7 +151,7 @@ def build_network(config: DictConfig) -> nn.Module:
 def build_logger(config: DictConfig, checkpoint: Path | None) -> Any:
     """The logger, which drops what an interrupted run logged after its checkpoint."""
     if not config.get("logger"):
-        return None
+        return False  # for Lightning None would be its default
     purge_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
     return build_object(config.logger, purge_step=purge_step)
 

@@ -245,11 +245,16 @@ def _check_augmentation(config: DictConfig) -> None:
 
 def _check_checkpoint(config: DictConfig, network: torch.nn.Module) -> None:
     """The run to resume has this network's weights, and epochs left to train."""
-    from alexnet.training.checkpointing import read_checkpoint, select_weights  # needs Lightning
+    # Needs Lightning, which takes seconds to import.
+    from alexnet.training.checkpointing import (
+        count_finished_epochs,
+        read_checkpoint,
+        select_weights,
+    )
 
     checkpoint = read_checkpoint(find_checkpoint(config.resume, "last"))
     select_weights(network, checkpoint)
-    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    done = count_finished_epochs(checkpoint)
     if done >= config.trainer.max_epochs:
         raise UserError(
             f"resume={config.resume} has finished {done} epochs: give trainer.max_epochs=<more>"
