@@ -52,6 +52,10 @@ def find_activation(options: Options) -> str | None:
 
 
 def find_towers(options: Options) -> str | None:
+    """Two towers, or one with half of the kernels in conv1 to conv4.
+
+    conv5 is not halved, so that both have about the same number of parameters (§3.2, footnote 1).
+    """
     channels = options.get("model.channels", ())[:4]
     if options.get("model.towers") == 2 and channels == TWO_TOWERS:
         return "two towers"
@@ -118,7 +122,10 @@ def find_weight_decay(options: Options) -> str:
 RELU_OR_TANH = Comparison(
     find_side=find_activation,
     reference="relu",
+    # Runs stop at their goal, so the number of epochs they might take does not matter.
     options=("model.activation", "trainer.max_epochs"),
+    # "The learning rates for each network were chosen independently to make training as fast as
+    # possible" (Fig. 1).
     tuned=("optimizer.lr",),
     measure=count_epochs_to_goal,
     ratio=True,
@@ -147,7 +154,7 @@ CLAIMS = [
         ),
         paper_value=1.7,
     ),
-    Claim(  # §3.3
+    Claim(  # §3.3; also on CIFAR-10, sweep=claims/lrn_cifar
         number="C3",
         title="Response normalization",
         paper="-1.4, -1.2; CIFAR-10 13 % to 11 %",
@@ -169,6 +176,7 @@ CLAIMS = [
         find=Comparison(
             find_side=find_pooling,
             reference="overlapping",
+            # Other paddings keep the last map at 6 × 6.
             options=("model.pool", "model.paddings"),
         ),
         paper_value=0.4,
@@ -270,7 +278,7 @@ CLAIMS = [
         ),
         paper_value=-1.7,
     ),
-    Claim(  # §6
+    Claim(  # §6, tested on a random half of the images
         number="C12",
         title="Fall 2009, 10,184 classes",
         paper="67.4 / 40.9 %",
@@ -278,7 +286,7 @@ CLAIMS = [
         command="python train.py experiment=six_conv_2009 start.run=<run>",
         find=findings.report_fall_2009,
     ),
-    Claim(  # §5
+    Claim(  # §5: "not merely a regularizer"
         number="C13",
         title="Weight decay lowers the training error",
         paper="no figure",

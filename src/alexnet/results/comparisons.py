@@ -167,7 +167,10 @@ def _compare_points(first: np.ndarray, second: np.ndarray) -> tuple[float, Inter
 
 
 def _find_interval_over_seeds(first: np.ndarray, second: np.ndarray) -> Interval | None:
-    """Welch's 95 % interval of mean(second) - mean(first); None if a side has a single run."""
+    """Welch's 95 % interval of mean(second) - mean(first).
+
+    None if a side has a single run, or if no side varies.
+    """
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return None
     low, high = stats.ttest_ind(second, first, equal_var=False).confidence_interval()

@@ -108,7 +108,7 @@ def _average_errors(runs: Sequence[Run], view: str) -> float:
 
 
 def _find_interval_over_runs(gains: Sequence[float]) -> Interval | None:
-    """Student's 95 % interval of a mean; None for a single run."""
+    """Student's 95 % interval of a mean; None for a single run, or if all gains are equal."""
     if len(gains) < 2 or np.ptp(gains) == 0:
         return None
     low, high = stats.ttest_1samp(gains, 0).confidence_interval()
@@ -192,17 +192,20 @@ def _compare_tower_colors_of(runs: Sequence[Run]) -> Finding | None:
         where=runs[0].describe(),
         n=str(len(pairs)),
         verdict=REPRODUCED if differing == len(pairs) else NOT_SHOWN,
+        # 0.67 is two of three color axes, on which noise has two thirds of its energy.
         numbers=f"{less_mean:.2f} and {more_mean:.2f} (noise: 0.67), "
         f"towers differ in {differing} of {len(pairs)} runs",
     )
 
 
 def report_guesses(evidence: Evidence) -> list[Finding]:
+    """Whether the report shows Fig. 4 (left)."""
     gallery = evidence.gallery
     return [_report_images(gallery.run)] if gallery and gallery.guesses else []
 
 
 def report_neighbors(evidence: Evidence) -> list[Finding]:
+    """Whether the report shows Fig. 4 (right)."""
     gallery = evidence.gallery
     return [_report_images(gallery.run)] if gallery and gallery.neighbors else []
 

@@ -78,6 +78,7 @@ def build_gallery(runs: Sequence[Run], show_run: str | None, device: str) -> Gal
 
 
 def choose_run(runs: Sequence[Run], show_run: str | None) -> Run | None:
+    """By its folder, or the run with two towers and the least error."""
     if show_run is None:
         candidates = [run for run in runs if read_tower_kernels(run)]
         return min(candidates, key=_read_best_error, default=None)

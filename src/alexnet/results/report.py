@@ -92,11 +92,14 @@ TABLES = [
 
 def report(config: DictConfig) -> dict[str, object]:
     """Writes report.html, report.md and report.json, and returns what the last holds."""
+    # Read the runs.
     runs, ensembles = read_runs(config.runs)
     gallery = build_gallery(runs, config.show_run, config.device)
     evidence = Evidence(drop_repeats(runs), ensembles, gallery)
+    # Judge the claims.
     found = [(claim, claim.find(evidence)) for claim in CLAIMS]
     stuck_losses = find_stuck_losses(evidence.runs)
+    # Write the page.
     output = Path(HydraConfig.get().runtime.output_dir)
     parts = [
         *show_claims(found),
@@ -130,6 +133,7 @@ def describe_findings(
 
 
 def show_claims(found: ClaimFindings) -> list[page.Part]:
+    """A tally of verdicts, each claim, and a figure of all differences of errors."""
     strongest = []  # verdict of each claim
     points = []  # of the figure
     for claim, findings in found:
@@ -151,6 +155,7 @@ def show_claims(found: ClaimFindings) -> list[page.Part]:
 
 
 def show_tables(runs: Sequence[Run], ensembles: Sequence[Evaluation]) -> list[page.Part]:
+    """The paper's tables with a column of our errors."""
     parts: list[page.Part] = []
     for table in TABLES:
         rows = []
@@ -175,6 +180,7 @@ def find_our_errors(
 
 
 def _list_alone(runs: Sequence[Run], row: PaperRow) -> list[ErrorRates]:
+    """Of single networks with 1,000 classes, pre-trained or not as the row's."""
     found = []
     for run in runs:
         is_ilsvrc = run.options["model.num_classes"] == ILSVRC_CLASSES
@@ -185,6 +191,7 @@ def _list_alone(runs: Sequence[Run], row: PaperRow) -> list[ErrorRates]:
 
 
 def _list_averages(ensembles: Sequence[Evaluation], row: PaperRow) -> list[ErrorRates]:
+    """Of averages over as many networks as in the row."""
     found = []
     for ensemble in ensembles:
         if len(ensemble["runs"]) == row.networks:
@@ -193,6 +200,7 @@ def _list_averages(ensembles: Sequence[Evaluation], row: PaperRow) -> list[Error
 
 
 def show_learning_curves(runs: Sequence[Run]) -> list[page.Part]:
+    """Fig. 1, if a run belongs to it."""
     lines: dict[str, list[Run]] = {}
     for run in RELU_OR_TANH.find_best_runs(runs):
         lines.setdefault(str(find_activation(run.options)), []).append(run)
@@ -205,6 +213,7 @@ def show_learning_curves(runs: Sequence[Run]) -> list[page.Part]:
 
 
 def show_gallery(gallery: Gallery | None) -> list[page.Part]:
+    """Fig. 3 and 4, as far as there are images."""
     if gallery is None:
         return []
     source = page.Text(f"{gallery.run.describe()}: {gallery.run.folder}")
@@ -222,6 +231,7 @@ def show_gallery(gallery: Gallery | None) -> list[page.Part]:
 
 
 def show_stuck_losses(stuck_losses: StuckLosses) -> list[page.Part]:
+    """A table and a figure of each network whose loss was watched (sweep=claims/stuck_loss)."""
     head = ("model.init", "runs", "images until it learned", "images without learning")
     caption = "Images until the loss was 1 % below ln(classes)."
     parts: list[page.Part] = []

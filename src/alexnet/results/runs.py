@@ -142,6 +142,7 @@ def read_runs(patterns: str | Sequence[str]) -> tuple[list[Run], list[Evaluation
 
 
 def match_paths(patterns: str | Sequence[str]) -> list[Path]:
+    """Files and folders, sorted within each pattern."""
     paths: list[Path] = []
     for pattern in _list_patterns(patterns):
         paths += map(Path, sorted(glob(pattern, recursive=True)))
