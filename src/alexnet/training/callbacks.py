@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from pydantic import NonNegativeFloat, PositiveInt
@@ -66,6 +67,18 @@ class CheckRanksAgree(L.Callback):
                 f"ranks disagree on {', '.join(differing)}: start every rank with the same options "
                 "and the same data"
             )
+
+
+class LogLearningRate(LearningRateMonitor):
+    """Lightning's, which refuses a run without a logger (`logger=none`)."""
+
+    def on_train_start(self, trainer: L.Trainer, *args: object, **kwargs: object) -> None:
+        if trainer.loggers:
+            super().on_train_start(trainer, *args, **kwargs)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object, **kwargs: object) -> None:
+        if trainer.loggers:
+            super().on_train_batch_start(trainer, *args, **kwargs)
 
 
 class LogSpeed(L.Callback):
@@ -200,7 +213,7 @@ def _describe_metrics(metrics: Mapping[str, Tensor]) -> str:
 
 
 def _find_console_handler() -> "logging.StreamHandler[Any] | None":
-    """The log's handler for the terminal; None with hydra/job_logging=disabled."""
+    """The log's handler for the terminal, if it has one."""
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:  # and not a file's, which is a subclass
             return handler
