@@ -161,23 +161,3 @@ def run_by_strategy(
         return folder
 
     return train
-
-
-# Names of before, until all tests use the new ones.
-ON, FORMS, run, result, losses, board = (
-    ON_ACCELERATOR,
-    STRATEGIES,
-    run_command,
-    read_result,
-    read_losses,
-    read_events,
-)
-run_facts, store_of = read_run_facts, make_store
-here = run_in_process
-small = small_options
-by_form = run_by_strategy
-
-
-def need(devices: int) -> None:
-    if ACCELERATOR == "gpu" and torch.cuda.device_count() < devices:
-        pytest.skip(f"needs {devices} GPUs")

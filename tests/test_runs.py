@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_network_is_refused(finished_run):
 
 def test_learning_rates_of_a_resumed_run_can_not_be_changed(finished_run):
     """They lie in its checkpoint, so a new one would have no effect."""
-    options = ["optimizer.lr=1.0", "schedule.patience=4", "trainer.max_epochs=3"]
+    options = ["optimizer.lr=1.0", "schedule.factor=0.1", "trainer.max_epochs=3"]
     finished = run_command("train.py", f"resume={finished_run}", *options)
     assert finished.returncode == 1
     assert "leave out optimizer.lr=1.0, or start a new run" in finished.stderr
