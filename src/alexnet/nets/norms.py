@@ -52,7 +52,8 @@ class LocalResponseNorm(nn.Module):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = Norm(self.size, self.groups, CHANNELS, scale=self.alpha / self.size, k=self.k)
+        scale = self.alpha / self.size
+        norm = Norm(self.size, self.groups, dims=CHANNELS, scale=scale, k=self.k)
         y: Tensor = _ResponseNorm.apply(x, norm)
         return y
 
@@ -76,7 +77,8 @@ class SpatialResponseNorm(nn.Module):
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = Norm(self.size, 1, PIXELS, scale=self.alpha / self.size**2, k=self.k)
+        scale = self.alpha / self.size**2
+        norm = Norm(self.size, groups=1, dims=PIXELS, scale=scale, k=self.k)
         y: Tensor = _ResponseNorm.apply(x, norm)
         return y
 
