@@ -1,8 +1,8 @@
 """How densely the source is written: `python tests/style.py [folder or file …]`.
 
-Prints the figures of the code and the old words that are left in code, configuration and prose, each beside its limit,
-and exits with code 1 if one is exceeded. The limits are the range of nine well-read PyTorch code bases. They measure
-how the code reads; they are not its aim.
+Prints the figures of the code and the old words that are left in code, configuration and prose,
+each beside its limit, and exits with code 1 if one is exceeded. The limits are the range of nine
+well-read PyTorch code bases. They measure how the code reads; they are not its aim.
 """
 
 import ast
@@ -23,7 +23,7 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 # Network constructors list the layers in their order, which is clearest in one place.
 LONG_FUNCTIONS_ALLOWED = {"AlexNet.__init__"}
 
-# Least and greatest value of each figure; per 1,000 non-blank lines where it does not say otherwise.
+# Least and greatest value of each figure; per 1,000 non-blank lines if it does not say otherwise.
 LIMITS = {
     "nested comprehensions": (0, 1),
     "comprehensions": (0, 25),

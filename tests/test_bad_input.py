@@ -51,6 +51,7 @@ OPTIONS = {
     "data.batch_size=5000": "data.batch_size=5000",
     "data.threads=0": "data.threads=0 must be greater than 0 or null",
     "data.threads=two": "data.threads=two must be a whole number or null",
+    "parallel=fsdp parallel.timeout=0": "parallel.timeout=0 must be greater than 0",
     "fused=true": "fused=true needs a GPU",
     "resume=tests": "tests is not a run folder",
     "start.run=tests": "start.run",

@@ -283,12 +283,20 @@ def _read_signature(target: str) -> tuple[dict[str, Any], bool]:
     built = getattr(import_module(module), name)
     parameters = signature(built).parameters
     takes_others = any(each.kind == Parameter.VAR_KEYWORD for each in parameters.values())
-    annotated = vars(built).get("__init__", built) if isinstance(built, type) else built
     try:
-        hints = get_type_hints(annotated, include_extras=True)
+        hints = get_type_hints(_find_function(built), include_extras=True)
     except NameError:  # a library's annotation that exists for type checkers alone
         hints = {}
     return {name: hints.get(name, Any) for name in parameters}, takes_others
+
+
+def _find_function(built: Callable[..., Any]) -> Callable[..., Any]:
+    """What takes the arguments: a function itself, or a class's constructor, perhaps inherited."""
+    if not isinstance(built, type):
+        return built
+    owner = next(each for each in built.__mro__ if "__init__" in vars(each))
+    constructor: Callable[..., Any] = vars(owner)["__init__"]
+    return constructor
 
 
 def _check_value(path: str, value: Any, annotation: Any) -> list[Problem]:
