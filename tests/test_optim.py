@@ -119,7 +119,7 @@ def test_a_separate_layer_has_parameter_groups_of_its_own():
 
 
 def test_a_separate_layer_must_be_in_the_network():
-    with pytest.raises(UserError, match="no conv9; its layers are conv1, fc8"):
+    with pytest.raises(UserError, match="no weights of conv9; its layers are conv1, fc8"):
         build_sgd(TwoLayers(), **OPTIONS, **BIAS_OPTIONS, separate_layers=["conv1", "conv9"])
 
 

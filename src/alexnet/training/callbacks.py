@@ -52,6 +52,7 @@ class CheckRanksAgree(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.world_size == 1:
             return
+        # Only what decides the numbers: paths, for one, may differ between machines.
         config = get_classifier(module).config
         own: dict[str, object] = {name: config[name] for name in self.COMPARED}
         own["data"] = get_data(trainer).store.manifest
@@ -121,6 +122,7 @@ class ShowProgress(L.Callback):
 
     def __init__(self, seconds: NonNegativeFloat):
         self.seconds = seconds
+        # Only on a terminal, and in the first process.
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
@@ -173,6 +175,7 @@ class ShowProgress(L.Callback):
         numbers = _describe_metrics(trainer.callback_metrics)
         if self.bar:
             self.bar.update(self.task, numbers=numbers)
+        # Time and steps since this process started, which may have resumed the run.
         seconds_a_step = (now - self.started_at) / (step - self.first_step)
         left = timedelta(seconds=round(seconds_a_step * (self.total_steps - step)))
         place = f"epoch {epoch} step {step}/{self.total_steps}"
@@ -247,6 +250,7 @@ class StuckLoss(L.Callback):
         self.images_stuck = 0
         self.images_until_learning = 0  # 0: the loss is stuck as yet
         self.has_warned = False
+        # Of the steps since the loss was read last.
         self.summed_steps = 0
         self.summed_loss: float | Tensor = 0.0
 
@@ -268,6 +272,7 @@ class StuckLoss(L.Callback):
         self.summed_steps += 1
         if self.summed_steps < self.AVERAGED_STEPS:
             return
+        # With equal probabilities for all classes, -log(1 / classes).
         chance = math.log(len(get_classifier(module).classes))
         ratio = float(self.summed_loss) / self.AVERAGED_STEPS / chance
         self.summed_loss = 0.0

@@ -90,6 +90,7 @@ def load_initial_weights(net: nn.Module, file: Path, layers: Sequence[str] | Non
             f"start.run={file.parent.parent} does not fit: {join_problems(problems, 3)}; "
             "choose the layers to copy by start.layers"
         )
+    # Not strict: the layers that were not chosen keep their own initial weights.
     net.load_state_dict({name: saved[name] for name in wanted}, strict=False)
 
 
@@ -147,7 +148,7 @@ def _renumber_parameters(
 
 def copy_counts(errors: Errors) -> dict[str, Tensor]:
     """What all processes have counted so far in this epoch."""
-    with errors.sync_context():
+    with errors.sync_context():  # copied, since the states are the process's own again after it
         return cast(dict[str, Tensor], copy.deepcopy(errors.metric_state))
 
 
@@ -188,6 +189,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         unfinished = path.with_name(f"{path.name}.unfinished")
         with unfinished.open("wb") as file:
             torch.save(checkpoint, file)
+            # To the disk before the file gets its name, in case the machine fails.
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -298,10 +300,11 @@ class SaveLast(Checkpoint):
             trainer.global_step,
             self.last.parents[1],
         )
+        # The requeued job runs the same command, which resumes if it has resume=auto.
         job = os.environ.get("SLURM_JOB_ID")
         if self.signal == signal.SIGUSR1 and job:
             subprocess.run(["scontrol", "requeue", job])
-        sys.exit(128 + self.signal)
+        sys.exit(128 + self.signal)  # as a shell reports a process that a signal ended
 
 
 def _find_greatest(
@@ -321,6 +324,7 @@ class SaveBest(ModelCheckpoint):
     def load_state_dict(self, state_dict: Contents) -> None:
         saved_folder: str = state_dict["dirpath"]
         folder = str(self.dirpath)
+        # Lightning restores the state only if `dirpath` is the same.
         state = dict(state_dict)
         for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
             state[key] = state[key].replace(saved_folder, folder)

@@ -49,6 +49,7 @@ def _arrange_kernels(kernels: Tensor) -> Image.Image:
     pitch = side + 1
     columns = min(COLUMNS, len(kernels))
     rows = math.ceil(len(kernels) / columns)
+    # Red, green, blue and opacity: transparent but for the kernels.
     canvas = torch.zeros(4, rows * pitch - 1, columns * pitch - 1)
     for place, kernel in enumerate(kernels):
         top = pitch * (place // columns)
@@ -83,6 +84,7 @@ def draw_predictions(
     """Fig. 4 (left): each image above bars of its five likeliest classes, the right one pink."""
     columns = 4
     rows = math.ceil(len(images) / columns)
+    # Two rows of axes for each row of images: the images and, below them, the bars.
     figure = Figure(figsize=(3 * columns, 4.2 * rows), layout="constrained")
     axes = figure.subplots(2 * rows, columns, height_ratios=[3, 1.6] * rows)
     values, likeliest = find_likeliest(probabilities, len(classes))
@@ -107,4 +109,4 @@ def _draw_bars(
     for place, name in enumerate(names):
         axes.text(0.02, place, name, va="center", fontsize=8)
     axes.set(xlim=(0, 1), xticks=[], yticks=[])
-    axes.invert_yaxis()
+    axes.invert_yaxis()  # the likeliest class on top

@@ -27,6 +27,7 @@ class Errors(Metric):
         self.classes = classes
         self.add_state("misses", torch.zeros(len(KS), dtype=torch.int64), "sum")  # one for each k
         self.add_state("images", torch.zeros((), dtype=torch.int64), "sum")
+        # Summed in float64, so that the order of summation, and with it the devices, hardly matter.
         self.add_state("total_loss", torch.zeros((), dtype=torch.float64), "sum")
         self.add_state("not_finite", torch.zeros((), dtype=torch.int64), "sum")
 

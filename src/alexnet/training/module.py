@@ -77,13 +77,14 @@ class Classifier(L.LightningModule):
         if self.device_mesh is None or self.is_parallelized:
             return
         self.net.to(self.trainer.strategy.root_device)
-        self.net.to(memory_format=torch.contiguous_format)  # as FSDP needs it
+        self.net.to(memory_format=torch.contiguous_format)  # FSDP can't shard channels-last
         counting_group = self.parallel.parallelize(self.net, self.device_mesh)
         self.train_errors.process_group = counting_group
         self.val_errors.process_group = counting_group
         self.is_parallelized = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # §4.2: the units that are dropped depend on the image and the step, not on the device.
         keys = rng.make_keys(self.seed, self.global_step, batch.ids)
         set_dropout_keys(self.net, self.parallel.gather_keys(keys, self.device_mesh))
         logits = self.net(batch.images)
@@ -102,6 +103,7 @@ class Classifier(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        # torch has no norm of gradients that are sharded over several meshes.
         by_norm = gradient_clip_algorithm != "value"
         if gradient_clip_val and by_norm and self.device_mesh is not None:
             clip_gradient_norm(self.parameters(), gradient_clip_val)
@@ -119,11 +121,13 @@ class Classifier(L.LightningModule):
         self.val_errors.update(logits, batch.labels, batch.weights, losses)
 
     def on_validation_epoch_end(self) -> None:
+        # Within the context the states are sums over processes; `compute` enters it by itself.
         with self.val_errors.sync_context():
             self.val_counts = self.val_errors.read_counts()
         errors = self.val_errors.compute()
         self._log_errors(errors, "val", loss_tag="val/loss")
         self.val_errors.reset()
+        # Here and not by Lightning: see lr_scheduler_step.
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             scheduler.step(errors["top1_error"])
@@ -153,13 +157,14 @@ class Classifier(L.LightningModule):
         checkpoint["config"] = self.config
         checkpoint["classes"] = self.classes
         checkpoint["train_errors"] = copy_counts(self.train_errors)
-        if self.device_mesh is None:
+        if self.device_mesh is None:  # with a mesh, Lightning's strategy has done it
             make_portable(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.interrupted_counts = checkpoint["train_errors"]
 
     def on_train_start(self) -> None:
+        # Later than on_load_checkpoint: now there is a loader, and the states are on the device.
         set_loader_position(self.trainer)
         restore_counts(self.train_errors, self.interrupted_counts)
         self.interrupted_counts = {}

@@ -137,7 +137,7 @@ def build_sgd(
     groups: list[Group] = []
     for name, parameters in _group_parameters(net, separate_layers).items():
         group: Group = {"name": name, "params": parameters}
-        if name.endswith("biases"):
+        if name.endswith("biases"):  # weights have the optimizer's options
             group["lr"] = lr * bias_lr_factor
             group["weight_decay"] = weight_decay * decay_biases
         groups.append(group)
@@ -148,12 +148,14 @@ def _group_parameters(
     net: nn.Module, separate_layers: Sequence[str]
 ) -> dict[str, list[nn.Parameter]]:
     """The parameters of each group, by the group's name; `weights` and `biases` come first."""
-    missing = [layer for layer in separate_layers if not hasattr(net, layer)]
+    layers = dict.fromkeys(name.split(".")[0] for name, _ in net.named_parameters())
+    missing = [layer for layer in separate_layers if layer not in layers]
     if missing:
         raise UserError(
-            f"optimizer.separate_layers: the network has no {join_problems(missing)}; its layers "
-            f"are {', '.join(dict(net.named_children()))}"
+            f"optimizer.separate_layers: the network has no weights of {join_problems(missing)}; "
+            f"its layers are {', '.join(layers)}"
         )
+    # The order of the groups is that of a checkpoint's optimizer state.
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": []}
     for layer in separate_layers:
         groups[f"{layer}.weights"] = []

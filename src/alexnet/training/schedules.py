@@ -47,6 +47,7 @@ def plateau(
         threshold: an improvement is a top-1 error that is lower by at least this, as a fraction.
         max_drops: how often at most.
     """
+    # Of each group; there the scheduler stops.
     lowest = [group["lr"] * factor**max_drops for group in optimizer.param_groups]
     scheduler = ReduceLROnPlateau(
         optimizer,
@@ -54,9 +55,9 @@ def plateau(
         factor=factor,
         patience=patience,
         threshold=threshold,
-        threshold_mode="abs",
+        threshold_mode="abs",  # not relative to the error
         min_lr=lowest,
-        eps=0,
+        eps=0,  # any change of the learning rate counts, however small
     )
     return {"scheduler": scheduler, "interval": "epoch", "monitor": MONITORED}
 
@@ -87,7 +88,7 @@ def linear(
 
     def scale(step: int) -> float:
         if step < warmup_steps:
-            return (step + 1) / warmup_steps
+            return (step + 1) / warmup_steps  # the first step is not wasted on 0
         return (total_steps - step) / max(total_steps - warmup_steps, 1)
 
     return {"scheduler": LambdaLR(optimizer, scale), "interval": "step"}
@@ -126,7 +127,7 @@ def recorded(
     """
     groups: list[str] = [group["name"] for group in optimizer.param_groups]
     _check_groups(groups, learning_rates)
-    functions = []
+    functions = []  # of the step, one for each group
     for name in groups:
         key = name if name in learning_rates else _get_kind(name)
         functions.append(_build_function(key, learning_rates[key], total_steps, epoch_steps))
@@ -177,6 +178,7 @@ def _build_function(
 
     def read_list(step: int) -> float:
         current = 0.0
+        # Epochs are rounded to whole steps, as 2.16 epochs need not be.
         for epoch, learning_rate in entry:
             if step >= round(epoch * epoch_steps):
                 current = learning_rate
@@ -198,7 +200,7 @@ def _build_curve(
 
     def read_curve(step: int) -> float:
         if stop is not None and step >= stop * epoch_steps:
-            return 0.0
+            return 0.0  # frozen
         progress = min(step / total_steps, 1.0)
         return shape(progress, first, last, count)
 
