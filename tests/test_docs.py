@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, RunCommand, make_store, run_command
 from PIL import Image
 
-from alexnet.benchmarks import epoch
+from alexnet.benchmarks import epoch, photographs
 from alexnet.data.store import Store
 
 README = ROOT / "README.md"
@@ -192,6 +192,8 @@ def test_a_command_runs(
         check_process(script, *options, f"hydra.sweep.dir={tmp_path}/out")
         return
     monkeypatch.setattr(epoch, "EPOCHS_PER_ROUND", {512: 1})  # a million images take half a minute
+    for module in (epoch, photographs):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "benchmark")
     with torch.compiler.set_stance("force_eager"):  # the compiler takes minutes
         run_in_process(script, *options)
 

@@ -148,7 +148,7 @@ class BenchmarkOptions:
     what: Literal["loader", "prepare", "step", "lrn", "augment", "evaluate", "epoch", "end_to_end"]
     net: str
     batch_size: PositiveInt
-    precision: str
+    precision: Literal["32-true", "bf16-mixed"]
     compile: bool
     fused: bool
     steps: PositiveInt
