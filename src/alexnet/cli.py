@@ -70,10 +70,13 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
         def main() -> None:
             os.environ[TRACEBACK_VARIABLE] = "1"
             register_resolvers()
+            run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
             with one_line_errors(name):
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(
-                    checked_task
-                )()
+                try:
+                    run(checked_task)()
+                except FileNotFoundError as error:  # Hydra's, since the task's own end there
+                    folder = error.filename
+                    raise UserError(f"{folder} can't be made: choose another folder") from error
 
         return main
 
