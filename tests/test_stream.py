@@ -86,7 +86,7 @@ def read_batches(store: Store, split: str, epoch: int = 0, window: int = 2) -> l
     )
     sampler.set_epoch(epoch)
     loader = Loader(images, sampler)
-    return [RawBatch(*(tensor.clone() for tensor in batch)) for batch in loader]
+    return [batch._replace(images=batch.images.clone()) for batch in loader]
 
 
 def count_cached_bytes(store: Store) -> int:
