@@ -19,7 +19,10 @@ def run_on_pretend_gpu(*command: str) -> None:
 def read_neighbors(folder: Path) -> list[list[int]]:
     """The nearest training images of each query."""
     found = json.loads((folder / "checkpoints" / "neighbors.json").read_text())
-    return [[near["image"] for near in query["nearest"]] for query in found["queries"]]
+    nearest = []
+    for query in found["queries"]:
+        nearest.append([image["image"] for image in query["nearest"]])
+    return nearest
 
 
 @pytest.fixture(scope="module")
