@@ -131,13 +131,13 @@ def test_the_learning_rate_falls_as_in_the_uninterrupted_run(
     assert_same_run(folder, uninterrupted)
 
 
-def test_auto_resumes_an_interrupted_run(run_in_process, small_options, tmp_path):
-    """The same command again continues the run."""
+def test_auto_resumes_the_run_in_a_named_folder(run_in_process, small_options, tmp_path):
+    """The same command again continues the run; one that has finished is never started anew."""
     folder = tmp_path / "run"
     options = [*small_options, "resume=auto", f"hydra.run.dir={folder}"]
     run_in_process("train.py", *options, "trainer.max_epochs=1")
-    (folder / "result.json").unlink()  # as if it had not finished
     run_in_process("train.py", *options, "trainer.max_epochs=2")
+    assert read_result(folder)["epochs"] == 2
     assert read_result(folder)["steps"] == 12
     assert len(read_losses(folder)) == 12
 

@@ -30,7 +30,11 @@ def choose_run_folder(resume: str | None, new: str) -> str:
     `auto` is the latest run beside `new` that has a checkpoint and no result.
     """
     if resume == "auto":
-        unfinished = [folder for folder in Path(new).parent.glob("*/") if can_be_resumed(folder)]
+        unfinished = [
+            folder
+            for folder in Path(new).parent.glob("*/")
+            if can_be_resumed(folder) and not (folder / "result.json").exists()
+        ]
         return str(max(unfinished, key=lambda folder: folder.name, default=new))
     if resume and (Path(resume) / "config.yaml").is_file():
         return resume
@@ -38,11 +42,9 @@ def choose_run_folder(resume: str | None, new: str) -> str:
 
 
 def can_be_resumed(folder: str | Path) -> bool:
-    """Whether a folder is that of an unfinished run that has saved a checkpoint."""
-    folder = Path(folder)
-    has_config = (folder / "config.yaml").is_file()
-    has_checkpoint = any(folder.glob("checkpoints/*.ckpt"))
-    return has_config and has_checkpoint and not (folder / "result.json").exists()
+    """Whether a folder holds a run that has saved a checkpoint."""
+    has_config = (Path(folder) / "config.yaml").is_file()
+    return has_config and any(Path(folder).glob("checkpoints/*.ckpt"))
 
 
 def write_config(config: DictConfig, folder: Path) -> None:
