@@ -1,5 +1,6 @@
 """Bad input ends with one line that names the option and the fix, and exit code 1."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -74,6 +75,7 @@ def fail(run_in_process, capfd):
         with pytest.raises(SystemExit) as caught:
             run_in_process(script, *options)
         assert caught.value.code == 1
+        assert "HYDRA_FULL_ERROR" not in os.environ  # which is set while Hydra runs
         (line,) = capfd.readouterr().err.splitlines()
         return line
 

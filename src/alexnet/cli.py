@@ -61,8 +61,7 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
     def decorate(task: Task) -> Callable[[], None]:
         @wraps(task)
         def checked_task(config: DictConfig) -> Any:
-            if not SHOW_TRACEBACKS:
-                os.environ.pop(TRACEBACK_VARIABLE, None)
+            reset_traceback_variable()
             with one_line_errors(name), warnings_in_the_log():
                 check_options(config, name)
                 return task(config)
@@ -71,16 +70,30 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
             os.environ[TRACEBACK_VARIABLE] = "1"
             register_resolvers()
             run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
-            with one_line_errors(name):
-                try:
+            try:
+                with one_line_errors(name), explain_run_folder():
                     run(checked_task)()
-                except FileNotFoundError as error:  # Hydra's, since the task's own end there
-                    folder = error.filename
-                    raise UserError(f"{folder} can't be made: choose another folder") from error
+            finally:
+                reset_traceback_variable()
 
         return main
 
     return decorate
+
+
+def reset_traceback_variable() -> None:
+    """Sets the variable to what the user asked for."""
+    if not SHOW_TRACEBACKS:
+        os.environ.pop(TRACEBACK_VARIABLE, None)
+
+
+@contextmanager
+def explain_run_folder() -> Iterator[None]:
+    """Hydra makes the run's folder; the task's own errors end inside the task."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} can't be made: choose another folder") from error
 
 
 def copy_environment() -> dict[str, str]:
