@@ -17,11 +17,13 @@ from conftest import (
     require_devices,
     run_command,
 )
+from omegaconf import OmegaConf
 
 from alexnet.errors import UserError
 from alexnet.nets.alexnet import AlexNet
 from alexnet.nets.cifar import CifarConv4
 from alexnet.parallel.strategies import HybridParallel, ParallelStrategy, TowerParallel
+from alexnet.training.train import count_epoch_batches
 
 
 @pytest.fixture
@@ -73,6 +75,14 @@ def test_the_log_starts_with_what_the_run_uses(finished_run):
         "threads each, 32-true",
     ):
         assert any(words in line for line in summary), words
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(None, 12), (5, 5), (20, 12), (0.5, 6), (1.0, 12)])
+def test_the_summary_counts_the_batches_that_are_trained(limit, batches):
+    config = OmegaConf.create(
+        {"data": {"batch_size": 8}, "trainer": {"limit_train_batches": limit}}
+    )
+    assert count_epoch_batches(config, images=100) == batches
 
 
 def test_the_log_has_progress_and_errors(finished_run):

@@ -240,7 +240,7 @@ def log_summary(run: TrainingRun) -> None:
     config = run.config
     splits = run.data.store.splits
     device = name_device(run.trainer.strategy.root_device)
-    epoch_batches = len(splits["train"]) // config.data.batch_size
+    epoch_batches = count_epoch_batches(config, len(splits["train"]))
     lines = {
         "network": f"{_describe_network(config)}, {count_parameters(run.module.net):,} parameters, "
         f"dropout {config.model.get('dropout', 0):g}",
@@ -255,6 +255,15 @@ def log_summary(run: TrainingRun) -> None:
     }
     for name, text in lines.items():
         log.info("%-9s %s", name, text)
+
+
+def count_epoch_batches(config: DictConfig, images: int) -> int:
+    """Batches of an epoch, as far as trainer.limit_train_batches lets it go."""
+    batches: int = images // config.data.batch_size
+    limit = config.trainer.limit_train_batches
+    if limit is None:
+        return batches
+    return int(limit * batches) if isinstance(limit, float) else min(limit, batches)
 
 
 def _describe_network(config: DictConfig) -> str:
