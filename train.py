@@ -10,6 +10,10 @@ from alexnet.cli import command
 
 @command("train")
 def main(config: DictConfig) -> float:
+    from alexnet.training.validate import check_config, resolve_config
+
+    config = resolve_config(config)
+    check_config(config)  # before Lightning is imported, which takes seconds
     from alexnet.training.train import train
 
     return train(config)

@@ -36,13 +36,7 @@ from alexnet.training.checkpointing import (
     read_checkpoint,
 )
 from alexnet.training.module import Classifier
-from alexnet.training.validate import (
-    check_batches,
-    check_config,
-    check_data,
-    count_training_images,
-    resolve_config,
-)
+from alexnet.training.validate import check_batches, check_data, count_training_images
 
 log = logging.getLogger(__name__)
 # Gloo's errors have no type of their own, and the second does not even name it.
@@ -75,9 +69,10 @@ class TrainingRun:
 
 
 def train(config: DictConfig) -> float:
-    """Trains as the options say; returns the best top-1 validation error, which sweeps minimize."""
-    config = resolve_config(config)
-    check_config(config)
+    """Trains by options that `validate.check_config` has accepted.
+
+    Returns the best top-1 validation error, which sweeps minimize.
+    """
     store = prepare_data(config)
     if config.model.num_classes is None:
         config.model.num_classes = len(store.classes)

@@ -97,19 +97,19 @@ def _differs(config: DictConfig, stored: DictConfig, key: str) -> bool:
 
 
 def check_config(config: DictConfig) -> None:
-    """Raises UserError that lists all problems which can be known without the images."""
+    """Raises UserError that lists all problems which can be known without the images.
+
+    First come those that are found without Lightning, which takes seconds to import.
+    """
     problems = find_problems(config, "train", lightning=False)  # a resumed run's come from a file
     if not problems:
-        problems += find_problems(config, "train", lightning=True)
-    if not problems:
-        for check in (
-            _check_devices,
-            _check_processes,
-            _check_compiler,
-            _check_start,
-            _check_built_parts,
-        ):
+        checks = [_check_devices, _check_processes, _check_compiler, _check_start]
+        for check in [*checks, _check_built_parts]:
             _collect(problems, check, config)
+    if not problems:
+        problems += find_problems(config, "train", lightning=True)
+        if config.resume:
+            _collect(problems, _check_checkpoint, config)
     if problems:
         raise UserError(join_problems(problems))
 
@@ -210,17 +210,22 @@ def _check_start(config: DictConfig) -> None:
 def _check_built_parts(config: DictConfig) -> None:
     """Builds the parts that can be built without the images; the network without memory."""
     strategy: ParallelStrategy = build_object(config.parallel)
-    with torch.device("meta"):
-        classes = config.model.num_classes or 2
-        network = build_object(config.model, num_classes=classes)
+    network = _build_network_without_memory(config)
     problems: list[str] = []
     _collect(problems, _check_strategy, config, strategy, network)
     _collect(problems, _check_optimizer, config, network)
     _collect(problems, _check_augmentation, config)
-    if config.resume:
-        _collect(problems, _check_checkpoint, config, network)
     if problems:
         raise UserError(join_problems(problems))
+
+
+def _build_network_without_memory(config: DictConfig) -> torch.nn.Module:
+    """The network on torch's meta device; two classes stand in for a number not known yet."""
+    with torch.device("meta"):
+        network: torch.nn.Module = build_object(
+            config.model, num_classes=config.model.num_classes or 2
+        )
+    return network
 
 
 def _check_strategy(
@@ -243,7 +248,7 @@ def _check_augmentation(config: DictConfig) -> None:
     build_object(config.augment)(np.zeros((crop, crop, 3)), np.zeros(3), np.eye(3))
 
 
-def _check_checkpoint(config: DictConfig, network: torch.nn.Module) -> None:
+def _check_checkpoint(config: DictConfig) -> None:
     """The run to resume has this network's weights, and epochs left to train."""
     # Needs Lightning, which takes seconds to import.
     from alexnet.training.checkpointing import (
@@ -253,7 +258,7 @@ def _check_checkpoint(config: DictConfig, network: torch.nn.Module) -> None:
     )
 
     checkpoint = read_checkpoint(find_checkpoint(config.resume, "last"))
-    select_weights(network, checkpoint)
+    select_weights(_build_network_without_memory(config), checkpoint)
     done = count_finished_epochs(checkpoint)
     if done >= config.trainer.max_epochs:
         raise UserError(
