@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial, wraps
@@ -81,10 +81,10 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
     return decorate
 
 
-def reset_traceback_variable() -> None:
+def reset_traceback_variable(environment: MutableMapping[str, str] = os.environ) -> None:
     """Sets the variable to what the user asked for."""
     if not SHOW_TRACEBACKS:
-        os.environ.pop(TRACEBACK_VARIABLE, None)
+        environment.pop(TRACEBACK_VARIABLE, None)
 
 
 @contextmanager
@@ -94,14 +94,6 @@ def explain_run_folder() -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} can't be made: choose another folder") from error
-
-
-def copy_environment() -> dict[str, str]:
-    """This process's environment as the user set it, for child processes."""
-    environment = dict(os.environ)
-    if not SHOW_TRACEBACKS:
-        environment.pop(TRACEBACK_VARIABLE, None)
-    return environment
 
 
 @contextmanager

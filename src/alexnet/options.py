@@ -51,15 +51,12 @@ REQUIRED_GROUPS = (
 )
 # null means that the data or the recipe decides; filled in before they are used.
 FILLED_LATER = ("model.num_classes", "trainer.max_epochs")
-KINDS = {
+# What to say by pydantic's type of error; otherwise its own message is shown.
+MESSAGES = {
     "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "finite_number": "must be a finite number",
     "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
     "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
     "string_type": "must be text",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
@@ -324,7 +321,7 @@ def _describe(
     for problem in error.errors():
         if problem["type"] == "needs_python_object":  # an object, which is not written in YAML
             return []
-        reason = KINDS.get(problem["type"])
+        reason = MESSAGES.get(problem["type"])
         if reason is None:
             reason = problem["msg"].replace("Input should be", "must be")
         if reason not in reasons:

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
-from alexnet.cli import copy_environment
+from alexnet.cli import reset_traceback_variable
 from alexnet.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,8 @@ def build_command(overrides: list[str], folder: Path) -> list[str]:
 
 def run_process(command: list[str]) -> int:
     """Its exit code. Ctrl-C and SIGTERM to this process end the job, too."""
-    environment = copy_environment()
+    environment = dict(os.environ)
+    reset_traceback_variable(environment)
     for name in RANK_VARIABLES:
         environment.pop(name, None)
     process = subprocess.Popen(command, env=environment)
